@@ -1,0 +1,31 @@
+"""Implementations under test: `diffusers_ref`, HF `diffusers`, or a class of the user's own, by file or module."""
+
+from __future__ import annotations
+
+from conformance.errors import ConformanceError
+from conformance.implementations.base import Implementation
+
+
+def open_implementation(name: str = "diffusers_ref") -> Implementation:
+    """The implementation called `name`: `diffusers_ref`, `diffusers`, `path/to/file.py:Class` or `package.module:Class`.
+
+    A local file is executed only because it is named here.
+
+    Raises:
+        ConformanceError: unknown name, or it cannot be imported.
+    """
+    if name == "diffusers_ref":
+        from conformance.implementations.reference import ReferenceImplementation
+
+        return ReferenceImplementation()
+    if name == "diffusers":
+        from conformance.implementations.hf_diffusers import DiffusersImplementation
+
+        return DiffusersImplementation()
+    if ":" in name:
+        from conformance.implementations.user_class import UserImplementation
+
+        return UserImplementation(name)
+    raise ConformanceError(
+        f"implementation {name!r}; allowed: diffusers_ref, diffusers, path/to/file.py:Class, package.module:Class"
+    )

@@ -1,0 +1,67 @@
+"""What a replay needs of an implementation: building the subject of a fixture and calling it.
+
+The defaults speak the API that HF diffusers made common; an implementation overrides where it differs. What it cannot
+build raises `Unsupported` with the reason, which becomes the case's verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from conformance.errors import Unsupported
+from conformance.fixture import Subject
+
+
+class Scheduler(Protocol):
+    """The scheduler API that replays drive."""
+
+    timesteps: torch.Tensor
+
+    def set_timesteps(self, num_inference_steps: int, device: Any = None) -> None: ...
+    def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options: Any) -> Any: ...
+
+
+class Implementation:
+    """Base of all implementations: name, version and the builders, each of which may raise `Unsupported`."""
+
+    name = "?"
+    version = "?"
+
+    def scheduler(self, subject: Subject) -> Scheduler:
+        """A fresh scheduler for the subject, before `set_timesteps`."""
+        raise Unsupported(f"{self.name} offers no schedulers")
+
+    def model(self, subject: Subject, state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+        """The subject's network with weights from a state in the original's layout."""
+        raise Unsupported(f"{self.name} offers no models")
+
+    def tap_modules(self, subject: Subject) -> dict[str, str]:
+        """Original module path -> module path in `model`'s network, for aligning taps; empty if unknown."""
+        return {}
+
+    def pipeline(self, subject: Subject, checkpoint: Path, original_config: Path) -> Any:
+        """The subject's pipeline from the original checkpoint and config files."""
+        raise Unsupported(f"{self.name} offers no pipelines")
+
+    def set_timesteps(self, scheduler: Scheduler, subject: Subject) -> None:
+        scheduler.set_timesteps(**(subject.set_timesteps or {}))
+
+    def network_times(self, scheduler: Scheduler) -> list[float]:
+        """What the network is given at each evaluation."""
+        to_network = getattr(scheduler, "network_timestep", None)
+        return [float(t if to_network is None else to_network(t)) for t in scheduler.timesteps]
+
+    def step_options(self, scheduler: Scheduler, subject: Subject) -> dict[str, Any]:
+        """Keyword arguments of `step` beside the three tensors and the noise."""
+        return dict(subject.step or {})
+
+    def takes_noise(self, scheduler: Scheduler) -> str | None:
+        """The name of `step`'s argument for explicit noise, or None if noise can only come from a generator."""
+        import inspect
+
+        parameters = inspect.signature(scheduler.step).parameters
+        return "variance_noise" if "variance_noise" in parameters else None

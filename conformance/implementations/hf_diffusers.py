@@ -1,0 +1,92 @@
+"""HF `diffusers`: what a user of that library gets for the same published weights and settings.
+
+Conventions of originals that its classes do not offer are left out and the closest published option is taken, so that
+the difference shows as a divergence. What has no counterpart at all is `unsupported`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conformance.errors import ConformanceError, Unsupported
+from conformance.fixture import Subject
+from conformance.implementations.base import Implementation, Scheduler
+from conformance.implementations.reference import ReferenceImplementation
+
+# Closest published option for an original's grid.
+SPACINGS = {"ddim_uniform": "leading", "ddim_quad": "leading", "improved_diffusion": "linspace"}
+MISSING_SOLVERS = {"s_pndm": "no S-PNDM in diffusers"}
+
+
+class DiffusersImplementation(Implementation):
+    """Schedulers by configuration; networks and pipelines through folders saved by `diffusers_ref`."""
+
+    name = "diffusers"
+
+    def __init__(self) -> None:
+        try:
+            import diffusers
+        except ImportError:
+            raise ConformanceError("the implementation `diffusers` is not installed: pip install diffusers") from None
+        diffusers.logging.set_verbosity_error()
+        self._library = diffusers
+        self.version = diffusers.__version__
+        self._reference = ReferenceImplementation()
+
+    def scheduler(self, subject: Subject) -> Scheduler:
+        cls = getattr(self._library, subject.cls, None)
+        if cls is None:
+            raise Unsupported(f"diffusers has no {subject.cls}")
+        config = dict(subject.config)
+        if reason := MISSING_SOLVERS.get(config.get("solver", "")):
+            raise Unsupported(reason)
+        if config.get("solver") == "plms":
+            config["skip_prk_steps"] = True
+        config["timestep_spacing"] = SPACINGS.get(config.get("timestep_spacing"), config.get("timestep_spacing", "leading"))
+        allowed = inspect.signature(cls.__init__).parameters
+        if config.get("prediction_type") == "previous_sample":
+            raise Unsupported("diffusers does not predict the previous sample")
+        try:
+            return cls(**{name: value for name, value in config.items() if name in allowed})
+        except NotImplementedError as error:
+            raise Unsupported(str(error)) from None
+
+    def set_timesteps(self, scheduler: Scheduler, subject: Subject) -> None:
+        arguments = dict(subject.set_timesteps or {})
+        respacing = arguments.pop("respacing", None)
+        if respacing is not None:
+            digits = str(respacing).removeprefix("ddim")
+            if not digits.isdigit():
+                raise Unsupported(f"diffusers has no grid by sections {respacing!r}")
+            arguments["num_inference_steps"] = int(digits)
+        scheduler.set_timesteps(**arguments)
+
+    def step_options(self, scheduler: Scheduler, subject: Subject) -> dict[str, Any]:
+        options = dict(subject.step or {})
+        if subject.config.get("rederive_epsilon"):
+            options["use_clipped_model_output"] = True
+        return options
+
+    def model(self, subject: Subject, state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+        with tempfile.TemporaryDirectory() as folder:
+            self._reference.model(subject, state).save_pretrained(folder)
+            return self._library.UNet2DModel.from_pretrained(folder).eval()
+
+    def tap_modules(self, subject: Subject) -> dict[str, str]:
+        return self._reference.tap_modules(subject)
+
+    def pipeline(self, subject: Subject, checkpoint: Path, original_config: Path) -> Any:
+        cls = getattr(self._library, subject.cls, None)
+        if cls is None:
+            raise Unsupported(f"diffusers has no {subject.cls}")
+        with tempfile.TemporaryDirectory() as folder:
+            self._reference.pipeline(subject, checkpoint, original_config).save_pretrained(folder)
+            pipeline = cls.from_pretrained(folder)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline

@@ -1,0 +1,51 @@
+"""`diffusers_ref`, the reference implementation of this project."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from conformance.errors import Unsupported
+from conformance.fixture import Subject
+from conformance.implementations.base import Implementation, Scheduler
+
+
+class ReferenceImplementation(Implementation):
+    """Builds everything through the public API of `diffusers_ref`; originals' checkpoints through `diffusers_ref.original`."""
+
+    name = "diffusers_ref"
+
+    def __init__(self) -> None:
+        import diffusers_ref
+
+        self._library = diffusers_ref
+        self.version = diffusers_ref.__version__
+
+    def _class(self, name: str) -> Any:
+        try:
+            return getattr(self._library, name)
+        except AttributeError:
+            raise Unsupported(f"diffusers_ref has no {name}") from None
+
+    def scheduler(self, subject: Subject) -> Scheduler:
+        return self._class(subject.cls).from_config(subject.config)
+
+    def model(self, subject: Subject, state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+        from diffusers_ref import original
+
+        return original.build_unet(subject.original, subject.config, dict(state)).eval()
+
+    def tap_modules(self, subject: Subject) -> dict[str, str]:
+        from diffusers_ref import original
+
+        return original.module_map(subject.original, subject.config)
+
+    def pipeline(self, subject: Subject, checkpoint: Path, original_config: Path) -> Any:
+        pipeline = self._class(subject.cls).from_single_file(
+            checkpoint, original_config=original_config, original_format=subject.original
+        )
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline

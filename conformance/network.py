@@ -1,0 +1,80 @@
+"""The analytic network that scheduler fixtures are run with: a noise predictor in closed form, cheap and live.
+
+Data is a two-component mixture per pixel, x0 = ±μ + s·n with a fixed pattern μ, diffused by ᾱ(u) = exp(−0.1u − 9.95u²),
+u = (t + 1.5) / T, the continuous form of the linear schedule. Its exact E[x0 | x_t] is a tanh; a small term that couples
+neighbouring pixels and depends on t is added, so that a wrong time, axis or sign shows. It accepts any real t ≥ −1, keeps
+x0 inside the data's range (so that clipping is sometimes active and mostly not) and never divides by zero.
+
+Recorders run the original with it and replays run the implementation with it; it belongs to neither.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+
+COMPONENT_STD = 0.25
+
+
+@dataclass(frozen=True)
+class AnalyticNetwork:
+    """`network(x, t)`: x (B, C, H, W) floating, t (B,) or scalar; returns (B, C, H, W), or (B, 2C, H, W) with `variance`.
+
+    Args:
+        num_train_timesteps: T of the schedule that it is made for.
+        prediction: what the first C channels predict.
+        variance: what the other C channels hold: nothing, log σ² ("learned") or v in about [-1, 1] ("learned_range").
+        time_scale: what the original multiplies t by before it reaches the network (rescaled timesteps).
+    """
+
+    num_train_timesteps: int = 1000
+    prediction: Literal["epsilon", "sample", "v_prediction", "previous_sample"] = "epsilon"
+    variance: Literal["learned", "learned_range"] | None = None
+    time_scale: float = 1.0
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> AnalyticNetwork:
+        return cls(**data)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+        u = self._unit_time(x, t)
+        alpha_bar = torch.exp(-0.1 * u - 9.95 * u * u)  # float64, (B, 1, 1, 1)
+        a, b = (value.to(x.dtype) for value in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+        mu = _pattern(tuple(x.shape[1:]), x.dtype, x.device)
+        spread = a * a * COMPONENT_STD**2 + b * b
+        mean_x0 = (a * COMPONENT_STD**2 * x + b * b * mu * torch.tanh(a * mu * x / spread)) / spread
+        epsilon = (x - a * mean_x0) / b
+        epsilon = epsilon + 0.05 * torch.sin(2.0 * x.roll(1, dims=-1) + (10.0 * u).to(x.dtype))
+        if self.prediction == "epsilon":
+            output = epsilon
+        elif self.prediction == "sample":
+            output = (x - b * epsilon) / a
+        elif self.prediction == "v_prediction":
+            output = a * epsilon - b * (x - b * epsilon) / a
+        else:  # x_{t-1}: a small step against the noise
+            output = x - (10.0 / self.num_train_timesteps) * (u.to(x.dtype) + 0.05) * epsilon
+        if self.variance is None:
+            return output
+        wave = torch.sin(3.0 * x + (7.0 * u).to(x.dtype))
+        if self.variance == "learned":
+            wave = torch.log((20.0 / self.num_train_timesteps) * (u + 0.005)).to(x.dtype) + 0.3 * wave
+        return torch.cat([output, wave], dim=1)
+
+    def _unit_time(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+        time = torch.as_tensor(t, device=x.device).to(torch.float64).reshape(-1, 1, 1, 1) / self.time_scale
+        return (time + 1.5) / self.num_train_timesteps
+
+
+@lru_cache(maxsize=64)
+def _pattern(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """μ, (1, C, H, W): a fixed smooth pattern with values in ±[0.35, 0.95]."""
+    index = torch.arange(math.prod(shape), dtype=torch.float64, device=device)
+    wave = 0.65 + 0.3 * torch.sin(1.7 * index + 0.3)
+    return (wave * torch.where(index % 3 < 2, 1.0, -1.0)).to(dtype).reshape(1, *shape)

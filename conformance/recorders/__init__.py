@@ -1,0 +1,28 @@
+"""Recorders: one module per original code base. They run the original and write fixtures; they never import the library under test."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from conformance.errors import ConformanceError
+
+# system -> module; a module is imported only when its system is recorded.
+RECORDERS = {
+    "ddim": "ermongroup_ddim",
+    "ddpm": "hojonathanho_diffusion",
+    "improved-diffusion": "openai_improved_diffusion",
+    "latent-diffusion": "compvis_latent_diffusion",
+    "pndm": "lupingliu_pndm",
+}
+
+
+def load_recorder(system: str) -> ModuleType:
+    """The recorder module of `system`.
+
+    Raises:
+        ConformanceError: unknown system; names the known ones.
+    """
+    if system not in RECORDERS:
+        raise ConformanceError(f"no recorder for {system!r}; known systems: {', '.join(RECORDERS)}")
+    return importlib.import_module(f"conformance.recorders.{RECORDERS[system]}")

@@ -1,0 +1,172 @@
+"""Recorder for openai/improved-diffusion: ancestral and DDIM sampling on respaced grids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from conformance.network import AnalyticNetwork
+from conformance.recorders.checkout import Original, importing
+from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
+
+ORIGINAL = Original(
+    system="improved-diffusion",
+    repository="openai/improved-diffusion",
+    commit="1bc7bbbdc414d83d4abf2ad8cc1446dc36c4e4d5",
+    licence="MIT",
+    paper_title="Improved Denoising Diffusion Probabilistic Models",
+    arxiv="2102.09672",
+)
+STUBS = ("mpi4py", "blobfile")
+CHANGES = ("mpi4py, blobfile stubbed",)
+LIFTED = (
+    "gaussian_diffusion._extract_into_tensor: coefficients rounded to float32 as always, then handed out as float64",
+)
+SPACING = "improved_diffusion"
+DIFFUSION = "improved_diffusion/gaussian_diffusion.py:GaussianDiffusion"
+
+
+@contextmanager
+def original(source: Path) -> Iterator[SimpleNamespace]:
+    """The original's modules: `script_util`, `diffusion`, `unet`, `nn`."""
+    names = [f"improved_diffusion.{name}" for name in ("script_util", "gaussian_diffusion", "unet", "nn")]
+    with importing(source, names, STUBS) as (script_util, diffusion, unet, nn):
+        yield SimpleNamespace(script_util=script_util, diffusion=diffusion, unet=unet, nn=nn)
+
+
+@contextmanager
+def lifted(code: SimpleNamespace, dtype: torch.dtype) -> Iterator[None]:
+    """For the oracle: float32 coefficients are handed out as float64."""
+    extract = code.diffusion._extract_into_tensor
+    with ExitStack() as stack:
+        if dtype == torch.float64:
+            wide = lambda *arguments: extract(*arguments).double()  # noqa: E731
+            stack.enter_context(patch.object(code.diffusion, "_extract_into_tensor", wide))
+        yield
+
+
+class _Network:
+    """What the original asks a model for: being called, and the device of its parameters."""
+
+    def __init__(self, network: Callable[..., torch.Tensor]) -> None:
+        self._network = network
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, **_: Any) -> torch.Tensor:
+        return self._network(x, t)
+
+    def parameters(self) -> Iterator[torch.Tensor]:
+        return iter([torch.empty(0)])
+
+
+def sampler(
+    code: SimpleNamespace, flags: dict[str, Any], loop: str, mean: str = "EPSILON", **options: Any
+) -> Callable[..., Run]:
+    """`run` of a case: `loop` is p_sample or ddim_sample; draws x_T itself, in the run's dtype."""
+
+    def run(network: Callable[..., torch.Tensor], shape: Sequence[int], dtype: torch.dtype) -> Run:
+        diffusion = code.script_util.create_gaussian_diffusion(**flags)
+        diffusion.model_mean_type = code.diffusion.ModelMeanType[mean]
+        progressive = getattr(diffusion, f"{loop}_loop_progressive")
+        with lifted(code, dtype):
+            noise = torch.randn(*shape, dtype=dtype)
+            # Each item is copied: the teacher-forced runs overwrite the loop's state in place.
+            steps = [
+                (out["sample"].clone(), out["pred_xstart"])
+                for out in progressive(_Network(network), shape, noise=noise, **options)
+            ]
+        return Run(steps[-1][0], [x0 for _, x0 in steps])
+
+    return run
+
+
+def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
+    """Respacings by count, by sections and by `ddimN`; every variance; every prediction; clipping on and off.
+
+    A single step raises IndexError in the original (its variance table needs a second entry) and cannot be recorded.
+    """
+    variances: list[dict[str, Any]] = [{"sigma_small": True}, {}, {"learn_sigma": True}]
+    for variance in variances:
+        for respacing in ("2", "3", "7", "21", "ddim25", "10,15,20"):
+            yield _case(code, "p_sample", {"timestep_respacing": respacing, **variance})
+    for respacing in ("2", "3", "7", "23", "ddim20", "10,15,20"):
+        for eta in (0.0, 0.3, 1.0):
+            if eta == 0.3 or respacing in ("7", "ddim20"):
+                yield _case(code, "ddim_sample", {"timestep_respacing": respacing}, eta=eta)
+    cosine = {"noise_schedule": "cosine", "steps": 4000, "learn_sigma": True, "rescale_timesteps": True}
+    yield _case(code, "p_sample", {"timestep_respacing": "50", **cosine})
+    yield _case(code, "ddim_sample", {"timestep_respacing": "ddim50", **cosine}, eta=0.0)
+    yield _case(code, "ddim_sample", {"timestep_respacing": "13", "learn_sigma": True}, eta=0.5, clip_denoised=False)
+    yield _case(code, "p_sample", {"timestep_respacing": "13", "sigma_small": True}, clip_denoised=False)
+    for mean in ("START_X", "PREVIOUS_X"):
+        yield _case(code, "p_sample", {"timestep_respacing": "13"}, mean=mean)
+        yield _case(code, "ddim_sample", {"timestep_respacing": "13"}, mean=mean, eta=0.5)
+    yield _case(code, "p_sample", {"steps": 40, "rescale_timesteps": True})
+    yield _case(code, "p_sample", {"steps": 1000, "sigma_small": True})
+    yield _case(code, "ddim_sample", {"steps": 1000}, eta=0.7)
+
+
+PREDICTIONS = {"EPSILON": "epsilon", "START_X": "sample", "PREVIOUS_X": "previous_sample"}
+
+
+def _case(
+    code: SimpleNamespace,
+    loop: str,
+    flags: dict[str, Any],
+    mean: str = "EPSILON",
+    clip_denoised: bool = True,
+    eta: float | None = None,
+) -> SchedulerCase:
+    total = flags.get("steps", 1000)
+    respacing = flags.get("timestep_respacing", "")
+    cosine = flags.get("noise_schedule") == "cosine"
+    learned, small = flags.get("learn_sigma", False), flags.get("sigma_small", False)
+    variance = "learned_range" if learned else "fixed_small" if small else "fixed_large"
+    rescale = flags.get("rescale_timesteps", False)
+    steps = sum(int(part) for part in (respacing or str(total)).removeprefix("ddim").split(","))
+    config: dict[str, Any] = {
+        "num_train_timesteps": total,
+        "beta_schedule": "squaredcos_cap_v2" if cosine else "linear",
+        "prediction_type": PREDICTIONS[mean],
+        "variance_type": variance,
+        "clip_sample": clip_denoised,
+        "coefficients": "float64",
+        "timestep_spacing": SPACING,
+        "rescale_timesteps": rescale,
+    }
+    if not cosine:
+        config |= {"beta_start": 1000 / total * 0.0001, "beta_end": 1000 / total * 0.02}
+    options: dict[str, Any] = {"clip_denoised": clip_denoised}
+    if eta is not None:
+        config["rederive_epsilon"] = True
+        options["eta"] = eta
+    words = ["ddim" if eta is not None else "ddpm", variance, "cosine" if cosine else "", PREDICTIONS[mean]]
+    words += ["" if clip_denoised else "unclipped", f"T-{total}" if total != 1000 else "", respacing or "all"]
+    words += [f"eta-{eta:g}" if eta is not None else ""]
+    return SchedulerCase(
+        name="-".join(w.replace("_", "-").replace(",", "+") for w in words if w and w != "epsilon"),
+        title=f"{'DDIM' if eta is not None else 'ancestral'} sampling, {variance}, respacing {respacing or 'none'}, T = {total}"
+        + ("" if eta is None else f", η = {eta:g}"),
+        location="section 3, equations 13-15; section 4" if eta is None else "section 4, DDIM (arXiv:2010.02502) equation 12",
+        cls="DDPMScheduler" if eta is None else "DDIMScheduler",
+        config=config,
+        set_timesteps={"respacing": respacing} if respacing else {"num_inference_steps": total},
+        step={} if eta is None else {"eta": eta},
+        run=sampler(code, flags, loop, mean, **options),
+        network=AnalyticNetwork(
+            total,
+            PREDICTIONS[mean],  # type: ignore[arg-type]
+            "learned_range" if learned else None,
+            1000 / total if rescale else 1.0,
+        ),
+        functions=(f"{DIFFUSION}.{loop}_loop_progressive", f"{DIFFUSION}.{loop}", "improved_diffusion/respace.py"),
+        shape=case_shape(steps),
+        seed=steps,
+        changes=CHANGES,
+        lifted=LIFTED,
+    )

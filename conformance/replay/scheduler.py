@@ -1,0 +1,179 @@
+"""Replaying a sampler: tables and times exactly, each step alone (teacher-forced), the whole run, and the random stream.
+
+Order of the comparisons is the order of explanation: a wrong table explains a wrong step, a wrong step a wrong run.
+- `timesteps` and tables, exactly;
+- `step`: the recorded x_k and e_k go in, x_{k+1} must come out (and x0 with it); in float32 and in float64;
+- `sample`: the closed loop with the analytic network, draws fed from the tape; in float32 and in float64;
+- seeded: the same run with `torch.Generator("cpu").manual_seed(seed)`; the generator must be consumed as by the original and
+  the result must be the replayed one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from conformance.compare import FLOAT64, Comparison, compare_exactly, compare_float64, compare_steps
+from conformance.fixture import Fixture
+from conformance.implementations.base import Implementation, Scheduler
+from conformance.network import AnalyticNetwork
+from conformance.replay import Settings
+from conformance.tape import INITIAL, StreamCheck, draws_by_call, replayed_draws
+
+
+@dataclass
+class Trajectory:
+    """What a run produced: x_{k+1} after each network call k, and x0 if the scheduler reports it at every call."""
+
+    sample: torch.Tensor
+    pred_original_sample: torch.Tensor | None
+
+
+def compare(
+    fixture: Fixture, implementation: Implementation, settings: Settings
+) -> tuple[list[Comparison], bool | None]:
+    """All comparisons of a scheduler fixture, and whether the random stream was consumed as by the original."""
+    run = SchedulerReplay(fixture, implementation, settings.device)
+    comparisons = [run.times(), *run.tables()]
+    if not comparisons[0].verdict.green:
+        return comparisons, None
+    recorded, policy = fixture.tensors, settings.policy
+    tolerance = fixture.manifest.float64_tolerance
+
+    def against_float32(name: str, observed: torch.Tensor, y32: torch.Tensor) -> Comparison:
+        return compare_steps(name, observed, y32, recorded[name + FLOAT64], recorded[f"{name}.floor"], policy)
+
+    y32 = torch.cat([recorded["inputs"][1:], recorded["final"][None]])
+    replayed = None
+    if settings.dtype != torch.float64:
+        forced = run.forced(settings.dtype)
+        comparisons.append(against_float32("step", forced.sample, y32))
+        if "pred_original_sample" in recorded:
+            comparisons.append(_x0(forced, lambda x0: against_float32(
+                "pred_original_sample", x0, recorded["pred_original_sample"])))  # fmt: skip
+        replayed = run.closed(settings.dtype)
+        comparisons.append(against_float32("sample", replayed.sample, y32))
+    if settings.dtype in (torch.float32, torch.float64):
+        forced = run.forced(torch.float64)
+        name = "step" + FLOAT64
+        comparisons.append(compare_float64(name, forced.sample, recorded[name], tolerance))
+        if "pred_original_sample" in recorded:
+            name64 = "pred_original_sample" + FLOAT64
+            comparisons.append(_x0(forced, lambda x0: compare_float64(name64, x0, recorded[name64], tolerance)))
+        closed = run.closed(torch.float64)
+        comparisons.append(compare_float64("sample" + FLOAT64, closed.sample, recorded["sample" + FLOAT64], tolerance))
+    draws_match = None
+    if settings.dtype == torch.float32 and replayed is not None:
+        seeded, draws_match = run.seeded()
+        comparisons.append(compare_exactly("seeded", seeded.sample[-1], replayed.sample[-1].to("cpu")))
+    return comparisons, draws_match
+
+
+class SchedulerReplay:
+    """Drives one implementation's scheduler through one fixture; a fresh scheduler for each run."""
+
+    def __init__(self, fixture: Fixture, implementation: Implementation, device: str = "cpu") -> None:
+        self.fixture, self.implementation, self.device = fixture, implementation, device
+        self.subject, self.tape = fixture.manifest.subject, fixture.manifest.tape
+        self.recorded = fixture.tensors
+        self.network = AnalyticNetwork.from_dict(self.subject.network or {})
+        self.noises = draws_by_call(self.tape.draws, list(self.recorded["draws"]), len(self.recorded["times"]))
+
+    def prepared(self) -> Scheduler:
+        scheduler = self.implementation.scheduler(self.subject)
+        self.implementation.set_timesteps(scheduler, self.subject)
+        return scheduler
+
+    def times(self) -> Comparison:
+        """The network's time at each evaluation, exactly."""
+        times = self.implementation.network_times(self.prepared())
+        return compare_exactly("timesteps", torch.tensor(times, dtype=torch.float64), self.recorded["times"])
+
+    def tables(self) -> list[Comparison]:
+        """The original's tables, exactly and in their precision."""
+        scheduler = self.prepared()
+        names = [output.name for output in self.fixture.manifest.outputs if output.level == "table"]
+        comparisons = []
+        for name in names:
+            if name != "timesteps":
+                table = torch.as_tensor(getattr(scheduler, name, torch.empty(0)))
+                comparisons.append(compare_exactly(name, table, self.recorded[f"table.{name}"]))
+        return comparisons
+
+    def forced(self, dtype: torch.dtype) -> Trajectory:
+        """Each step alone: recorded inputs and network outputs go in."""
+        inputs, outputs = (self._place(self.recorded[name], dtype) for name in ("inputs", "outputs"))
+        return self._run(dtype, lambda call, sample, t: (inputs[call], outputs[call]))
+
+    def closed(self, dtype: torch.dtype) -> Trajectory:
+        """The whole run from x_T, with the analytic network and the tape's noise."""
+        return self._run(dtype, lambda call, sample, t: (sample, self.network(sample, t)))
+
+    def seeded(self) -> tuple[Trajectory, bool]:
+        """The whole run in float32 with a seeded generator; also whether it is consumed as the tape says."""
+        check = StreamCheck(self.tape.seed, self.tape.draws)
+        self._initial(check.generator)
+        matches = check.expect(len(self.tape.draws) - sum(map(len, self.noises)))
+
+        def after(call: int) -> None:
+            nonlocal matches
+            matches = check.expect(len(self.noises[call])) and matches
+
+        trajectory = self._run(
+            torch.float32,
+            lambda call, sample, t: (sample, self.network(sample, t)),
+            generator=check.generator,
+            after=after,
+        )
+        return trajectory, matches
+
+    def _initial(self, generator: torch.Generator) -> None:
+        """Draw x_T, which a sampler's caller draws."""
+        for draw in self.tape.draws:
+            if draw.name == INITIAL:
+                torch.randn(tuple(draw.shape), generator=generator)
+
+    def _run(
+        self,
+        dtype: torch.dtype,
+        feed: Callable[[int, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]],
+        generator: torch.Generator | None = None,
+        after: Callable[[int], None] = lambda call: None,
+    ) -> Trajectory:
+        scheduler = self.prepared()
+        options = self.implementation.step_options(scheduler, self.subject)
+        noise_name = self.implementation.takes_noise(scheduler)
+        times = self.implementation.network_times(scheduler)
+        sample = self._place(self.recorded["inputs"][0], dtype)
+        samples: list[torch.Tensor] = []
+        x0: list[torch.Tensor | None] = []
+        for call, t in enumerate(scheduler.timesteps):
+            sample, output = feed(call, sample, times[call])
+            noises = [] if generator is not None else [self._place(n, dtype) for n in self.noises[call]]
+            noise: dict[str, Any] = {}
+            if generator is not None:
+                noise["generator"] = generator
+            elif noise_name and len(noises) == 1:
+                noise[noise_name] = noises.pop()
+            with replayed_draws(noises) if noises else nullcontext():
+                result = scheduler.step(output, t, sample, **options, **noise)
+            sample = result.prev_sample
+            samples.append(sample)
+            x0.append(getattr(result, "pred_original_sample", None))
+            after(call)
+        complete = [value for value in x0 if value is not None]
+        return Trajectory(
+            torch.stack(samples).to("cpu"), torch.stack(complete).to("cpu") if len(complete) == len(x0) else None
+        )
+
+    def _place(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return tensor.to(self.device, dtype)
+
+
+def _x0(trajectory: Trajectory, against: Callable[[torch.Tensor], Comparison]) -> Comparison:
+    x0 = trajectory.pred_original_sample
+    return against(torch.empty(0) if x0 is None else x0)

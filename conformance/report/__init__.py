@@ -1,0 +1,1 @@
+"""Reports: console and JSON."""

@@ -1,0 +1,125 @@
+"""The tape: the ordered random draws of a run.
+
+Recording wraps `torch.randn` and `torch.randn_like` while the original runs and keeps every draw; playing back hands the
+recorded values out again, in order, in the dtype that the caller asks for. Neither leaves a trace in the global RNG.
+
+`StreamCheck` tells, without looking into an implementation, whether it consumed a generator as the original did: after each
+step the generator's state must equal that of a shadow generator from which the tape's draws were taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from conformance.fixture import Draw
+
+
+INITIAL = "initial"
+
+
+@dataclass
+class DrawLog:
+    """Draws in order, as float32 CPU tensors, with the number of network calls that preceded each."""
+
+    values: list[torch.Tensor] = field(default_factory=list)
+    calls: list[int] = field(default_factory=list)
+
+    def manifest(self) -> list[Draw]:
+        """The draws as the manifest lists them: `initial` before the first network call, then `noise_<call>`."""
+        return [
+            Draw(f"noise_{calls - 1}" if calls else INITIAL, list(value.shape), str(value.dtype).split(".")[-1])
+            for calls, value in zip(self.calls, self.values, strict=True)
+        ]
+
+
+def draws_by_call(draws: Sequence[Draw], values: Sequence[torch.Tensor], calls: int) -> list[list[torch.Tensor]]:
+    """For each of the network's calls, the values that the original drew after it and before the next."""
+    by_call: list[list[torch.Tensor]] = [[] for _ in range(calls)]
+    for draw, value in zip(draws, values, strict=True):
+        if draw.name != INITIAL:
+            by_call[int(draw.name.removeprefix("noise_"))].append(value)
+    return by_call
+
+
+@contextmanager
+def recorded_draws(seed: int, calls: Callable[[], int]) -> Iterator[DrawLog]:
+    """Seed torch's CPU generator and log every draw; the global RNG state is restored afterwards.
+
+    Args:
+        calls: how many network calls have been made so far.
+    """
+    log = DrawLog()
+
+    def draw(shape: Sequence[int], dtype: torch.dtype | None) -> torch.Tensor:
+        value = original_randn(tuple(shape), dtype=dtype)
+        log.values.append(value.to(torch.float32).clone())
+        log.calls.append(calls())
+        return value
+
+    original_randn = torch.randn
+    state = torch.get_rng_state()
+    with _patched(draw):
+        torch.manual_seed(seed)
+        try:
+            yield log
+        finally:
+            torch.set_rng_state(state)
+
+
+@contextmanager
+def replayed_draws(values: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Hand out recorded draws in order instead of random numbers; asking for another shape or for more is an error."""
+    remaining = iter(values)
+
+    def draw(shape: Sequence[int], dtype: torch.dtype | None) -> torch.Tensor:
+        value = next(remaining, None)
+        if value is None or tuple(value.shape) != tuple(shape):
+            raise RuntimeError(f"the run asks for a draw of {tuple(shape)}, the tape holds {value and value.shape}")
+        return value.to(dtype or torch.float32, copy=True)
+
+    with _patched(draw):
+        yield
+
+
+@contextmanager
+def _patched(draw: Any) -> Iterator[None]:
+    originals = torch.randn, torch.randn_like
+
+    def randn(*size: Any, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
+        shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
+        return draw(shape, dtype)
+
+    def randn_like(tensor: torch.Tensor, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
+        return draw(tensor.shape, dtype or tensor.dtype)
+
+    torch.randn, torch.randn_like = randn, randn_like  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.randn, torch.randn_like = originals
+
+
+class StreamCheck:
+    """Follows a generator through a run and compares its state with the tape's after each step.
+
+    Args:
+        seed: of the tape.
+        draws: the tape's draws; `expect(n)` advances the shadow by the next n of them.
+    """
+
+    def __init__(self, seed: int, draws: Sequence[Draw]) -> None:
+        self.generator = torch.Generator("cpu").manual_seed(seed)
+        self._shadow = torch.Generator("cpu").manual_seed(seed)
+        self._draws = iter(draws)
+
+    def expect(self, count: int) -> bool:
+        """Whether the generator stands where it must after the next `count` draws of the tape."""
+        for _ in range(count):
+            draw = next(self._draws)
+            torch.randn(tuple(draw.shape), generator=self._shadow, dtype=getattr(torch, draw.dtype))
+        return torch.equal(self.generator.get_state(), self._shadow.get_state())

@@ -1,0 +1,57 @@
+"""Diffusion pipelines and schedulers that compute what the papers' own code computes.
+
+Names, defaults and file formats follow HF diffusers. Nothing is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from diffusers_ref.registry import MODULE_OF_CLASS
+from diffusers_ref.version import __version__
+
+_MODULE_OF_NAME = {
+    **MODULE_OF_CLASS,
+    "Config": "diffusers_ref.configuration",
+    "ConfigError": "diffusers_ref.configuration",
+    "ConfigMixin": "diffusers_ref.configuration",
+    "DiffusionPipeline": "diffusers_ref.pipeline",
+    "ImagePipelineOutput": "diffusers_ref.outputs",
+    "LoadingError": "diffusers_ref.loading",
+    "ModelMixin": "diffusers_ref.modeling",
+    "SchedulerMixin": "diffusers_ref.schedulers.scheduler",
+    "WeightsError": "diffusers_ref.loading",
+    "register_to_config": "diffusers_ref.configuration",
+}
+
+__all__ = ["__version__", *sorted(_MODULE_OF_NAME)]
+
+if TYPE_CHECKING:
+    from diffusers_ref.configuration import Config as Config
+    from diffusers_ref.configuration import ConfigError as ConfigError
+    from diffusers_ref.configuration import ConfigMixin as ConfigMixin
+    from diffusers_ref.configuration import register_to_config as register_to_config
+    from diffusers_ref.loading import LoadingError as LoadingError
+    from diffusers_ref.loading import WeightsError as WeightsError
+    from diffusers_ref.modeling import ModelMixin as ModelMixin
+    from diffusers_ref.models.unet_2d import UNet2DModel as UNet2DModel
+    from diffusers_ref.outputs import ImagePipelineOutput as ImagePipelineOutput
+    from diffusers_ref.pipeline import DiffusionPipeline as DiffusionPipeline
+    from diffusers_ref.pipelines.ddim.pipeline import DDIMPipeline as DDIMPipeline
+    from diffusers_ref.pipelines.ddpm.pipeline import DDPMPipeline as DDPMPipeline
+    from diffusers_ref.pipelines.pndm.pipeline import PNDMPipeline as PNDMPipeline
+    from diffusers_ref.schedulers.ddim import DDIMScheduler as DDIMScheduler
+    from diffusers_ref.schedulers.ddpm import DDPMScheduler as DDPMScheduler
+    from diffusers_ref.schedulers.pndm import PNDMScheduler as PNDMScheduler
+    from diffusers_ref.schedulers.scheduler import SchedulerMixin as SchedulerMixin
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF_NAME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF_NAME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

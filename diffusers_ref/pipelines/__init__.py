@@ -1,0 +1,1 @@
+"""One folder a pipeline; the classes are exported by `diffusers_ref`."""

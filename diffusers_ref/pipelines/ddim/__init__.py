@@ -1,0 +1,1 @@
+"""DDIM: Denoising Diffusion Implicit Models (arXiv 2010.02502)."""

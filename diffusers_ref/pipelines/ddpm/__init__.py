@@ -1,0 +1,1 @@
+"""DDPM: Denoising Diffusion Probabilistic Models (arXiv 2006.11239)."""

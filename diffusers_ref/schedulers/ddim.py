@@ -1,0 +1,299 @@
+"""Denoising Diffusion Implicit Models (arXiv 2010.02502), section 4: generalised sampling, eq. 12 and 16.
+
+Extensions: clipping and dynamic thresholding of x̂_0 (Imagen, arXiv 2205.11487), v-prediction (arXiv 2202.00512), zero
+terminal SNR (arXiv 2305.08891).
+
+    code                  paper (its α_t is written ᾱ_t here)
+    sample                x_τi
+    prev_sample           x_τ(i−1), the next timestep of the grid
+    x0                    f_θ(x_τi), "predicted x_0"
+    epsilon               ε_θ(x_τi)
+    abar, abar_prev       ᾱ_τi, ᾱ_τ(i−1)
+    sigma                 σ_τi(η)
+    eta                   η: 0 is deterministic (DDIM), 1 is as noisy as DDPM
+    variance_noise        ε_τi
+
+Three originals are reproduced bit for bit, see `Coefficients`: "float32_cumprod" is ermongroup's, "float64" openai's and
+"compvis" CompVis' sampler. They differ in the rounding of the tables and in the order of the three terms of eq. 12.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusers_ref.configuration import register_to_config
+from diffusers_ref.random import Generators
+from diffusers_ref.schedulers.betas import NoiseTable
+from diffusers_ref.schedulers.chain import Chain
+from diffusers_ref.schedulers.conventions import (
+    BetaSchedule,
+    Coefficients,
+    PredictionType,
+    TimestepSpacing,
+    VarianceType,
+    choose,
+)
+from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput
+from diffusers_ref.schedulers.thresholding import clip, dynamic_threshold
+from diffusers_ref.schedulers.timesteps import make_grid
+
+
+class _Step(NamedTuple):
+    """The coefficients of one step, rounded as the recipe rounds them. They are numbers, so no device waits for them."""
+
+    sqrt_abar: float
+    sqrt_one_minus_abar: float
+    inverse_sqrt_abar: float  # 1/√ᾱ and √(1/ᾱ − 1), from which only "float64" starts
+    inverse_noise: float
+    sqrt_abar_prev: float
+    direction: float  # √(1 − ᾱ_prev − σ²)
+    sigma: float
+
+
+class DDIMScheduler(SchedulerMixin):
+    """Generalised sampling on a grid of timesteps.
+
+    Published options, with the meaning and default that HF diffusers gives them:
+        num_train_timesteps: T.
+        beta_start, beta_end, beta_schedule, trained_betas: the forward variances, see `BetaSchedule`.
+        clip_sample, clip_sample_range: clamp x̂_0 to ±clip_sample_range.
+        set_alpha_to_one: the ᾱ that follows the last timestep is 1 (else ᾱ_0, as CompVis has it).
+        timestep_spacing, steps_offset: the grid, see `TimestepSpacing`.
+        prediction_type: what the network returns, see `PredictionType`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of x̂_0 instead of clipping.
+        rescale_betas_zero_snr: rescale the betas so that ᾱ_T = 0.
+    Conventions of originals:
+        coefficients: see `Coefficients`. By default the recipe of the original that such weights come from: "compvis" for
+            scaled_linear, "float64" for squaredcos_cap_v2, "float32_cumprod" for the rest.
+        rederive_epsilon: always derive ε from the (clipped) x̂_0 (openai).
+        variance_type: "learned" and "learned_range" accept outputs of 2C channels, of which the variance half is not used.
+        rescale_timesteps: give the network t · 1000/T as float32 (openai), see `network_timestep`.
+
+    A draw is made in every step, also with η = 0 and in the last one, as the originals do.
+    """
+
+    convention_options = frozenset({"coefficients", "rederive_epsilon", "variance_type", "rescale_timesteps"})
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        clip_sample: bool = True,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        rescale_betas_zero_snr: bool = False,
+        coefficients: str | None = None,
+        rederive_epsilon: bool = False,
+        variance_type: str = "fixed_small",
+        rescale_timesteps: bool = False,
+    ) -> None:
+        self._prediction = choose(PredictionType, "prediction_type", prediction_type, allowed=_PREDICTION_TYPES)
+        self._variance = choose(VarianceType, "variance_type", variance_type)
+        self._spacing = choose(TimestepSpacing, "timestep_spacing", timestep_spacing)
+        self._prepare(default_coefficients=_DEFAULT_COEFFICIENTS.get(beta_schedule, Coefficients.FLOAT32_CUMPROD))
+        self._always_rederive = rederive_epsilon
+        self._starts_from_inverse = self._table.coefficients is Coefficients.FLOAT64
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[int] | None = None,
+        respacing: str | Sequence[int] | None = None,
+    ) -> None:
+        """Choose the grid and begin anew; the arguments are those of `timesteps.make_grid`."""
+        config = self.config
+        self._grid = make_grid(
+            self._spacing,
+            config.num_train_timesteps,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            respacing=respacing,
+            steps_offset=config.steps_offset,
+        )
+        self._steps: dict[tuple[torch.dtype, float], list[_Step]] = {}
+        self.num_inference_steps = len(self._grid)
+        self._place(self._grid, torch.tensor(self._grid, device=device))
+        self._coefficients(torch.float32, 0.0)
+
+    def network_timestep(self, timestep: int | float | Tensor) -> int | float | Tensor:
+        """What the network is given as time: `timestep`, or float32 timestep · (1000/T) under `rescale_timesteps`."""
+        if not self.config.rescale_timesteps:
+            return timestep
+        return torch.as_tensor(timestep).float() * (1000.0 / len(self))
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | float | Tensor,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool | None = None,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor, Tensor]:
+        """One step of eq. 12.
+
+        model_output: (B, C, ...), or (B, 2C, ...) with a learned variance. timestep: an entry of `timesteps`.
+        sample: (B, C, ...). eta: η, at least 0. use_clipped_model_output: derive ε from the clipped x̂_0 in this step.
+        generator: where the noise is drawn from. variance_noise: (B, C, ...), the noise itself, instead of a draw.
+        Returns x_τ(i−1) and x̂_0 in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
+
+        Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit, and
+        for an η so large that σ² exceeds 1 − ᾱ_prev.
+        """
+        dtype = self._check(model_output, sample, channel_factor=2 if self._variance.is_learned else 1)
+        c = self._coefficients(dtype, eta)[self._advance(timestep)]
+        x, output = sample.to(dtype), model_output.to(dtype)
+        if self._variance.is_learned:
+            output = output.chunk(2, dim=1)[0]
+
+        x0 = self._predict_x0(output, x, c)
+        limited = self._limited(x0)
+        if use_clipped_model_output or self._always_rederive:
+            epsilon = self._epsilon_from_x0(limited, x, c)
+        else:
+            epsilon = self._predict_epsilon(output, x0, x, c)
+
+        noise = c.sigma * self._noise(sample, generator, variance_noise, dtype)
+        signal, direction = c.sqrt_abar_prev * limited, c.direction * epsilon
+        if self._table.coefficients is Coefficients.FLOAT32_CUMPROD:
+            prev_sample = signal + noise + direction  # eq. 12, in ermongroup's order
+        else:
+            prev_sample = signal + direction + noise  # eq. 12
+
+        result = SchedulerOutput(prev_sample.to(sample.dtype), limited.to(sample.dtype))
+        return result if return_dict else result.to_tuple()
+
+    # --- x̂_0 and ε ---------------------------------------------------------------------------------------------------
+
+    def _predict_x0(self, output: Tensor, x: Tensor, c: _Step) -> Tensor:
+        if self._prediction is PredictionType.SAMPLE:
+            return output
+        if self._prediction is PredictionType.V_PREDICTION:
+            return c.sqrt_abar * x - c.sqrt_one_minus_abar * output
+        if self._starts_from_inverse:
+            return c.inverse_sqrt_abar * x - c.inverse_noise * output
+        return (x - c.sqrt_one_minus_abar * output) / c.sqrt_abar  # eq. 9
+
+    def _predict_epsilon(self, output: Tensor, x0: Tensor, x: Tensor, c: _Step) -> Tensor:
+        if self._prediction is PredictionType.EPSILON:
+            return output
+        if self._prediction is PredictionType.V_PREDICTION:
+            return c.sqrt_abar * output + c.sqrt_one_minus_abar * x
+        return self._epsilon_from_x0(x0, x, c)
+
+    def _epsilon_from_x0(self, x0: Tensor, x: Tensor, c: _Step) -> Tensor:
+        """Eq. 9 solved for ε."""
+        if self._starts_from_inverse and math.isfinite(c.inverse_sqrt_abar):
+            return (c.inverse_sqrt_abar * x - x0) / c.inverse_noise
+        return (x - c.sqrt_abar * x0) / c.sqrt_one_minus_abar
+
+    def _limited(self, x0: Tensor) -> Tensor:
+        if self.config.thresholding:
+            return dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        return clip(x0, self.config.clip_sample_range) if self.config.clip_sample else x0
+
+    # --- coefficients ------------------------------------------------------------------------------------------------
+
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """The ᾱ that follows the last timestep of the grid."""
+        return torch.ones_like(self.alphas_cumprod[0]) if self.config.set_alpha_to_one else self.alphas_cumprod[0].clone()
+
+    def _coefficients(self, dtype: torch.dtype, eta: float) -> list[_Step]:
+        """The coefficients of every step for arithmetic in `dtype`."""
+        self._require_timesteps()
+        if (dtype, eta) not in self._steps:
+            self._steps[dtype, eta] = self._make_coefficients(dtype, eta)
+        return self._steps[dtype, eta]
+
+    def _make_coefficients(self, dtype: torch.dtype, eta: float) -> list[_Step]:
+        if not eta >= 0:
+            raise ValueError(f"eta={eta} is not allowed; it must be at least 0")
+        if self._table.coefficients is Coefficients.FLOAT64:
+            levels = _float64_levels(self._table, self._grid, self._spacing, self.final_alpha_cumprod, eta, dtype)
+        else:
+            a = self.alphas_cumprod[self._grid]
+            a_prev = torch.cat([a[1:], self.final_alpha_cumprod.view(1)])
+            make = _compvis_levels if self._table.coefficients is Coefficients.COMPVIS else _float32_cumprod_levels
+            levels = make(a.to(dtype), a_prev.to(dtype), eta)
+        if self._prediction is PredictionType.EPSILON and not levels.sqrt_abar.all():
+            t = self._grid[int(levels.sqrt_abar.argmin())]
+            raise ValueError(
+                f"at timestep {t}, abar is 0: x_0 cannot be derived from prediction_type='epsilon'; use a grid without that "
+                "timestep, or another prediction type"
+            )
+        rest = 1.0 - levels.abar_prev - levels.sigma**2
+        if (rest < -1e-6).any():
+            t = self._grid[int(rest.argmin())]
+            raise ValueError(f"eta={eta} is too large: at timestep {t} the noise exceeds that of the step; at most 1 is safe")
+        columns = [column.tolist() for column in (*levels[:4], levels.abar_prev.sqrt(), rest.clamp(min=0).sqrt(), levels.sigma)]
+        return [_Step(*row) for row in zip(*columns)]
+
+
+class _Levels(NamedTuple):
+    """Per step (n,), in the dtype of the arithmetic; the first four as in `_Step`."""
+
+    sqrt_abar: Tensor
+    sqrt_one_minus_abar: Tensor
+    inverse_sqrt_abar: Tensor
+    inverse_noise: Tensor
+    abar_prev: Tensor
+    sigma: Tensor  # eq. 16
+
+
+def _float64_levels(
+    table: NoiseTable, grid: list[int], spacing: TimestepSpacing, final: Tensor, eta: float, dtype: torch.dtype
+) -> _Levels:
+    """openai: float64 tables of the chain, rounded to float32 when used; σ is arithmetic on the rounded ᾱ."""
+    chain = Chain.along(table, grid, spacing)
+    previous = chain.alphas_cumprod_prev.copy()
+    previous[-1] = final.item()
+    tables = (*chain.x0_from_velocity, *chain.x0_from_epsilon, previous, chain.alphas_cumprod)
+    *levels, a_prev, a = (torch.from_numpy(column.astype(np.float32)).to(dtype) for column in tables)
+    sigma = eta * torch.sqrt((1 - a_prev) / (1 - a)) * torch.sqrt(1 - a / a_prev)
+    return _Levels(*levels, a_prev, sigma)
+
+
+def _float32_cumprod_levels(a: Tensor, a_prev: Tensor, eta: float) -> _Levels:
+    """ermongroup, `generalized_steps`: everything is arithmetic on the float32 ᾱ."""
+    sigma = eta * ((1 - a / a_prev) * (1 - a_prev) / (1 - a)).sqrt()
+    return _Levels(a.sqrt(), (1 - a).sqrt(), a.rsqrt(), (1 / a - 1).sqrt(), a_prev, sigma)
+
+
+def _compvis_levels(a: Tensor, a_prev: Tensor, eta: float) -> _Levels:
+    """CompVis, `make_ddim_sampling_parameters`: σ is made in float64 and rounded, √(1 − ᾱ) is NumPy's square root.
+
+    1/(1 − ᾱ) is rounded to ᾱ's precision first: there a NumPy array is divided by a tensor, which torch takes as a product
+    with the reciprocal.
+    """
+    variance = (1 - a_prev.double()) * (1 - a).reciprocal().double() * (1 - a.double() / a_prev.double())
+    sigma = torch.from_numpy(eta * np.sqrt(variance.numpy())).to(a.dtype)
+    sqrt_one_minus = torch.from_numpy(np.sqrt((1.0 - a).numpy()))
+    return _Levels(a.sqrt(), sqrt_one_minus, a.rsqrt(), (1 / a - 1).sqrt(), a_prev, sigma)
+
+
+_PREDICTION_TYPES = (PredictionType.EPSILON, PredictionType.SAMPLE, PredictionType.V_PREDICTION)
+
+_DEFAULT_COEFFICIENTS = {
+    BetaSchedule.SCALED_LINEAR.value: Coefficients.COMPVIS,
+    BetaSchedule.SQUAREDCOS_CAP_V2.value: Coefficients.FLOAT64,
+}

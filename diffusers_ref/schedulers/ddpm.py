@@ -1,0 +1,271 @@
+"""Denoising Diffusion Probabilistic Models (arXiv 2006.11239), Algorithm 2: ancestral sampling.
+
+Extensions: learned variances and chains with fewer steps (Improved DDPM, arXiv 2102.09672), dynamic thresholding
+(Imagen, arXiv 2205.11487), v-prediction (arXiv 2202.00512), zero terminal SNR (arXiv 2305.08891).
+
+    code                  paper
+    sample                x_t
+    prev_sample           x_{t-1}, where t-1 stands for the next timestep of the grid
+    x0                    x̂_0, the prediction of x_0
+    betas                 β_t
+    alphas_cumprod        ᾱ_t = Π (1 − β_s)
+    mean                  μ̃_t(x_t, x̂_0)
+    std                   σ_t
+    variance_noise        z
+
+Two originals are reproduced bit for bit, see `Coefficients`: "float64" is hojonathanho's and openai's sampler,
+"float32_cumprod" the `ddpm_noisy` sampler of ermongroup.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusers_ref.configuration import ConfigError, register_to_config
+from diffusers_ref.random import Generators
+from diffusers_ref.schedulers.betas import NoiseTable
+from diffusers_ref.schedulers.chain import Chain
+from diffusers_ref.schedulers.conventions import (
+    Coefficients,
+    PredictionType,
+    TimestepSpacing,
+    VarianceType,
+    choose,
+)
+from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput
+from diffusers_ref.schedulers.thresholding import clip, dynamic_threshold
+from diffusers_ref.schedulers.timesteps import make_grid
+
+
+class _Step(NamedTuple):
+    """The coefficients of one step, rounded as the recipe rounds them. They are numbers, so no device waits for them."""
+
+    x0_sample: float  # x̂_0 = x0_sample · x_t − x0_output · output
+    x0_output: float
+    mean_x0: float  # μ̃ = (mean_x0 · x̂_0 + mean_sample · x_t) / mean_divisor
+    mean_sample: float
+    mean_divisor: float | None  # None: 1
+    noise_mask: float  # 0 in the step that ends the chain, else 1
+    std: float  # σ_t of the fixed variances, masked
+    min_log: float  # log β̃_t
+    max_log: float  # log β_t
+
+
+class DDPMScheduler(SchedulerMixin):
+    """Ancestral sampling from q(x_{t-1} | x_t, x̂_0).
+
+    Published options, with the meaning and default that HF diffusers gives them:
+        num_train_timesteps: T.
+        beta_start, beta_end, beta_schedule, trained_betas: the forward variances, see `BetaSchedule`.
+        variance_type: see `VarianceType`. "float32_cumprod" always takes β_t, whichever fixed variance is named.
+        clip_sample, clip_sample_range: clamp x̂_0 to ±clip_sample_range.
+        prediction_type: what the network returns, see `PredictionType`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of x̂_0 instead of clipping.
+        timestep_spacing, steps_offset: the grid, see `TimestepSpacing`.
+        rescale_betas_zero_snr: rescale the betas so that ᾱ_T = 0.
+    Conventions of originals:
+        coefficients: "float64" (default; "compvis" has the same tables here) or "float32_cumprod".
+        rescale_timesteps: give the network t · 1000/T as float32 (openai), see `network_timestep`.
+
+    The step that ends the chain adds no noise. A draw is made in every step, also in that one, as the originals do.
+    """
+
+    convention_options = frozenset({"coefficients", "rescale_timesteps"})
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        variance_type: str = "fixed_small",
+        clip_sample: bool = True,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: str = "leading",
+        steps_offset: int = 0,
+        rescale_betas_zero_snr: bool = False,
+        coefficients: str | None = None,
+        rescale_timesteps: bool = False,
+    ) -> None:
+        self._prediction = choose(PredictionType, "prediction_type", prediction_type)
+        self._variance = choose(VarianceType, "variance_type", variance_type)
+        self._spacing = choose(TimestepSpacing, "timestep_spacing", timestep_spacing)
+        self._prepare(default_coefficients=Coefficients.FLOAT64)
+        if self._variance.is_learned and self._table.coefficients is Coefficients.FLOAT32_CUMPROD:
+            raise ConfigError(
+                f"variance_type={variance_type!r} needs coefficients='float64'; 'float32_cumprod' has fixed variances only"
+            )
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[int] | None = None,
+        respacing: str | Sequence[int] | None = None,
+    ) -> None:
+        """Choose the grid and begin anew; the arguments are those of `timesteps.make_grid`."""
+        config = self.config
+        self._grid = make_grid(
+            self._spacing,
+            config.num_train_timesteps,
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            respacing=respacing,
+            steps_offset=config.steps_offset,
+        )
+        self._steps: dict[torch.dtype, list[_Step]] = {}
+        self.num_inference_steps = len(self._grid)
+        self._place(self._grid, torch.tensor(self._grid, device=device))
+        self._coefficients(torch.float32)
+
+    def network_timestep(self, timestep: int | float | Tensor) -> int | float | Tensor:
+        """What the network is given as time: `timestep`, or float32 timestep · (1000/T) under `rescale_timesteps`."""
+        if not self.config.rescale_timesteps:
+            return timestep
+        return torch.as_tensor(timestep).float() * (1000.0 / len(self))
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: int | float | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor, Tensor]:
+        """One step of Algorithm 2.
+
+        model_output: (B, C, ...), or (B, 2C, ...) with a learned variance. timestep: an entry of `timesteps`.
+        sample: (B, C, ...). generator: where z is drawn from. variance_noise: (B, C, ...), z itself, instead of a draw.
+        Returns x_{t-1} and x̂_0 in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
+
+        Raises ValueError before `set_timesteps`, for a timestep that is not in the list, and for shapes that do not fit.
+        """
+        dtype = self._check(model_output, sample, channel_factor=2 if self._variance.is_learned else 1)
+        c = self._coefficients(dtype)[self._advance(timestep)]
+        x, output = sample.to(dtype), model_output.to(dtype)
+        variance_values = None
+        if self._variance.is_learned:
+            output, variance_values = output.chunk(2, dim=1)
+
+        x0 = output
+        if self._prediction is not PredictionType.SAMPLE:
+            x0 = c.x0_sample * x - c.x0_output * output  # eq. 9 solved for x_0, eq. 15
+        x0 = self._limited(x0)
+
+        mean = output
+        if self._prediction is not PredictionType.PREVIOUS_SAMPLE:
+            mean = c.mean_x0 * x0 + c.mean_sample * x  # eq. 7
+            if c.mean_divisor is not None:
+                mean = mean / c.mean_divisor
+
+        z = self._noise(sample, generator, variance_noise, dtype)
+        std = c.std if variance_values is None else self._learned_std(variance_values, c)
+        prev_sample = mean + std * z  # Algorithm 2, line 4
+
+        result = SchedulerOutput(prev_sample.to(sample.dtype), x0.to(sample.dtype))
+        return result if return_dict else result.to_tuple()
+
+    def _limited(self, x0: Tensor) -> Tensor:
+        if self.config.thresholding:
+            return dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
+        return clip(x0, self.config.clip_sample_range) if self.config.clip_sample else x0
+
+    def _learned_std(self, values: Tensor, c: _Step) -> Tensor:
+        """Improved DDPM, eq. 15: the log variance interpolates between log β̃_t and log β_t."""
+        log_variance = values
+        if self._variance is VarianceType.LEARNED_RANGE:
+            fraction = (values + 1) / 2
+            log_variance = fraction * c.max_log + (1 - fraction) * c.min_log
+        return c.noise_mask * torch.exp(0.5 * log_variance)
+
+    # --- coefficients ------------------------------------------------------------------------------------------------
+
+    def _coefficients(self, dtype: torch.dtype) -> list[_Step]:
+        """The coefficients of every step for arithmetic in `dtype`."""
+        self._require_timesteps()
+        if dtype not in self._steps:
+            if self._table.coefficients is Coefficients.FLOAT32_CUMPROD:
+                steps = _float32_cumprod_steps(self._table, self._grid, self._prediction, dtype)
+            else:
+                large = self._variance in (VarianceType.FIXED_LARGE, VarianceType.FIXED_LARGE_LOG)
+                steps = _float64_steps(self._table, self._grid, self._spacing, self._prediction, large, dtype)
+            for t, c in zip(self._grid, steps):
+                if not (math.isfinite(c.x0_sample) and math.isfinite(c.x0_output)):
+                    raise ValueError(
+                        f"at timestep {t}, x_0 cannot be derived from prediction_type={self._prediction.value!r}: it would "
+                        "need a division by 0; use a grid without that timestep, or another prediction type"
+                    )
+            self._steps[dtype] = steps
+        return self._steps[dtype]
+
+
+def _float64_steps(
+    table: NoiseTable,
+    grid: list[int],
+    spacing: TimestepSpacing,
+    prediction: PredictionType,
+    large_variance: bool,
+    dtype: torch.dtype,
+) -> list[_Step]:
+    """hojonathanho, openai: float64 tables of the chain, rounded to float32 when used; exp(½ log σ²) is arithmetic."""
+    chain = Chain.along(table, grid, spacing)
+    if prediction is PredictionType.PREVIOUS_SAMPLE:
+        output_factor, sample_factor = chain.x0_from_previous
+        of_sample, of_output = -sample_factor, -output_factor
+    elif prediction is PredictionType.V_PREDICTION:
+        of_sample, of_output = chain.x0_from_velocity
+    elif prediction is PredictionType.EPSILON:
+        of_sample, of_output = chain.x0_from_epsilon
+    else:
+        of_sample = of_output = np.zeros(len(grid))
+    mask = [0.0 if is_last or t == 0 else 1.0 for t, is_last in _with_end(grid)]
+    log_variance = chain.log_beta if large_variance else chain.log_posterior_variance
+    std = torch.exp(0.5 * torch.from_numpy(log_variance).float().to(dtype)).tolist()
+    columns = [of_sample, of_output, *chain.posterior_mean, chain.log_posterior_variance, chain.log_beta]
+    rows = zip(*(column.astype(np.float32).tolist() for column in columns))
+    return [
+        _Step(x0_sample, x0_output, mean_x0, mean_sample, None, m, m * s, min_log, max_log)
+        for (x0_sample, x0_output, mean_x0, mean_sample, min_log, max_log), m, s in zip(rows, mask, std)
+    ]
+
+
+def _float32_cumprod_steps(
+    table: NoiseTable, grid: list[int], prediction: PredictionType, dtype: torch.dtype
+) -> list[_Step]:
+    """ermongroup, `ddpm_steps`: float32 ᾱ, coefficients from it in the dtype of the arithmetic; σ_t² is always β_t."""
+    a = table.alphas_cumprod[grid].to(dtype)
+    a_prev = torch.cat([a[1:], a.new_ones(1)])
+    beta = 1 - a / a_prev
+    mean_x0 = a_prev.sqrt() * beta
+    mean_sample = (1 - beta).sqrt() * (1 - a_prev)
+    divisor = 1.0 - a
+    if prediction is PredictionType.PREVIOUS_SAMPLE:
+        of_sample, of_output = -mean_sample / mean_x0, -divisor / mean_x0
+    elif prediction is PredictionType.V_PREDICTION:
+        of_sample, of_output = a.sqrt(), (1 - a).sqrt()
+    elif prediction is PredictionType.EPSILON:
+        of_sample, of_output = (1.0 / a).sqrt(), (1.0 / a - 1).sqrt()
+    else:
+        of_sample = of_output = torch.zeros_like(a)
+    mask = torch.tensor([0.0 if is_last or t == 0 else 1.0 for t, is_last in _with_end(grid)], dtype=dtype)
+    log_variance = beta.log()
+    std = mask * torch.exp(0.5 * log_variance)
+    columns = (of_sample, of_output, mean_x0, mean_sample, divisor, mask, std, log_variance, log_variance)
+    return [_Step(*row) for row in zip(*(column.tolist() for column in columns))]
+
+
+def _with_end(grid: list[int]) -> list[tuple[int, bool]]:
+    return [(t, index == len(grid) - 1) for index, t in enumerate(grid)]
