@@ -22,6 +22,8 @@ ONE_ULP = 2.0**-24
 FLOAT64 = ".f64"  # suffix of the oracle's tensors, and of comparisons with it
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
+TAP = "tap:"  # prefix of a module's sketch
+
 
 class Verdict(enum.Enum):
     """Outcome of a case, from best to worst."""
@@ -161,9 +163,13 @@ def relative_errors(observed: torch.Tensor, exact: torch.Tensor) -> tuple[torch.
 
 
 def worst(comparisons: Iterable[Comparison]) -> Verdict:
-    """The verdict of a case: its worst output's. Oracle comparisons (`.f64`) can spoil it, but do not make it less bitwise."""
+    """The verdict of a case: its worst output's.
+
+    Comparisons with the oracle (`.f64`) and of sketches (`tap:`) can spoil it, but do not make it less than bitwise.
+    """
     order = list(Verdict)
-    counted = [c.verdict for c in comparisons if not (c.output.endswith(FLOAT64) and c.verdict.green)]
+    indirect = lambda c: c.output.endswith(FLOAT64) or c.output.startswith(TAP)  # noqa: E731
+    counted = [c.verdict for c in comparisons if not (indirect(c) and c.verdict.green)]
     return max(counted, key=order.index, default=Verdict.EQUIVALENT)
 
 

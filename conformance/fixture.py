@@ -77,7 +77,8 @@ class Subject:
 
     kind `scheduler`: `cls`, `config`, `set_timesteps`, `step` (keyword arguments) and the analytic `network`.
     kind `model`: `cls`, `original` (checkpoint format) and `config` (the original's own configuration), `call`.
-    kind `pipeline`: `cls`, `original`, `config`, `checkpoint` (form of the original file), `call`.
+    kind `pipeline`: `cls`, `original`, `config`, `checkpoint` (form of the original file), `call`, and `scheduler`: options
+    that the original's command line chooses beside its configuration.
     """
 
     cls: str
@@ -88,6 +89,7 @@ class Subject:
     set_timesteps: dict[str, Any] | None = None
     step: dict[str, Any] | None = None
     call: dict[str, Any] | None = None
+    scheduler: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,12 @@ WIDTH = 8
 def sketch(tensor: torch.Tensor) -> torch.Tensor:
     """(WIDTH,) float64 projection of a floating tensor of any shape and device."""
     flat = tensor.detach().to("cpu", torch.float64).reshape(-1)
-    return (_signs(tuple(tensor.shape)).to(torch.float64) @ flat) / WIDTH**0.5
+    signs = _signs(tuple(tensor.shape))
+    # Row by row: a full-size tensor's signs are kept as bytes and never all widened at once.
+    return torch.stack([row.to(torch.float64) @ flat for row in signs]) / WIDTH**0.5
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _signs(shape: tuple[int, ...]) -> torch.Tensor:
     count = int(np.prod(shape, dtype=np.int64))
     key = np.frombuffer(hashlib.sha256(f"sketch/{shape}".encode()).digest()[:16], dtype="<u8")

@@ -33,6 +33,9 @@ RENAMED_TRANSFORMERS_CLASSES = {
     "ViTFeatureExtractor": "ViTImageProcessor",
 }
 
+# What some releases of transformers add to the name of an image processor where torchvision is not installed.
+_PIL_BACKEND = "Pil"
+
 
 def find_class(library: str, class_name: str) -> Any:
     """The class that `[library, class_name]` means in model_index.json. Raises ConfigError.
@@ -60,9 +63,9 @@ def _find_transformers_class(class_name: str) -> Any:
         import transformers
     except ImportError as error:
         raise ConfigError(f"the component class {class_name} needs the package transformers: {error}") from error
-    found = getattr(transformers, class_name, None) if not class_name.startswith("_") else None
-    if found is None and class_name in RENAMED_TRANSFORMERS_CLASSES:
-        found = getattr(transformers, RENAMED_TRANSFORMERS_CLASSES[class_name], None)
+    names = [class_name, RENAMED_TRANSFORMERS_CLASSES.get(class_name, ""), class_name.removesuffix(_PIL_BACKEND)]
+    public = (getattr(transformers, name, None) for name in names if name and not name.startswith("_"))
+    found = next((value for value in public if value is not None), None)
     if not (isinstance(found, type) and hasattr(found, "from_pretrained") and hasattr(found, "save_pretrained")):
         raise ConfigError(f"transformers {transformers.__version__} has no loadable class {class_name!r}")
     return found
@@ -83,7 +86,7 @@ def entry_of(component: Any) -> tuple[str | None, str | None]:
     cls = type(component)
     if registry.MODULE_OF_CLASS.get(cls.__name__) == cls.__module__:
         return ("diffusers_ref" if cls.__name__ in registry.ONLY_HERE else "diffusers"), cls.__name__
-    return cls.__module__.split(".")[0], cls.__name__
+    return cls.__module__.split(".")[0], cls.__name__.removesuffix(_PIL_BACKEND)
 
 
 def is_entry(value: Any) -> bool:
@@ -126,7 +129,9 @@ class ComponentFiles:
         """Make the component from `folder`, which holds the wanted files."""
         options: dict[str, Any] = {}
         if isinstance(self.cls, type) and issubclass(self.cls, torch.nn.Module):
-            options["torch_dtype" if issubclass(self.cls, ModelMixin) else _dtype_keyword()] = torch_dtype or torch.get_default_dtype()
+            options["torch_dtype" if issubclass(self.cls, ModelMixin) else _dtype_keyword()] = (
+                torch_dtype or torch.get_default_dtype()
+            )
             if self.variant is not None:
                 options["variant"] = self.variant
         return self.cls.from_pretrained(folder / self.subfolder, **options)

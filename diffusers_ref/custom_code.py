@@ -58,7 +58,7 @@ def load_pipeline_class(file: Path, class_name: str | None = None) -> type[Diffu
     """Run a Python file and return the pipeline class it defines (the one named `class_name` if it defines several)."""
     from diffusers_ref.pipeline import DiffusionPipeline
 
-    file = file.resolve()
+    file = file.absolute()  # Not resolve: the Hub's cache links to files without a suffix.
     module_name = f"diffusers_ref_custom_{file.stem}_{hashlib.sha256(os.fsencode(file)).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(module_name, file)
     if spec is None or spec.loader is None:

@@ -115,7 +115,7 @@ class ModelMixin(torch.nn.Module, ConfigMixin):
             if len(shards) == 1:
                 _save_tensors(shards[0], temporary / f"{stem}{suffix}")
                 return
-            weight_map = {}
+            weight_map: dict[str, str] = {}
             for number, shard in enumerate(shards, start=1):
                 name = f"{stem}-{number:05d}-of-{len(shards):05d}{suffix}"
                 _save_tensors(shard, temporary / name)
@@ -166,6 +166,7 @@ def _report(entries: Sequence[str], what: str) -> str:
 
 def _save_tensors(state: Mapping[str, Tensor], file: Path) -> None:
     save_file({key: value.detach().contiguous() for key, value in state.items()}, file, metadata={"format": "pt"})
+    file.chmod(file.parent.stat().st_mode & 0o666)  # safetensors makes files that only their owner can read.
 
 
 def _split_into_shards(state: Mapping[str, Tensor], limit: int) -> list[dict[str, Tensor]]:

@@ -132,7 +132,7 @@ class DiffusionPipeline(ConfigMixin):
             )
         index = cls.load_config(source.fetch([cls.config_name]))
 
-        pipeline_class: type[Any]
+        pipeline_class: Any  # Of the class cls, or of one that it stands for.
         if custom_pipeline is not None:
             file = find_pipeline_file(
                 custom_pipeline, trust_remote_code=trust_remote_code, revision=custom_revision or revision, **hub

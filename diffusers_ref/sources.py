@@ -74,7 +74,8 @@ class HubRepository:
         if self.local_files_only:
             return self._cached_files(None)
         try:
-            return sorted(HfApi(token=self.token).list_repo_files(self.name, revision=self.revision))
+            siblings = HfApi(token=self.token).model_info(self.name, revision=self.revision).siblings
+            return sorted(sibling.rfilename for sibling in siblings or ())
         except RevisionNotFoundError as error:
             raise LoadingError(f"the Hub repository {self.name} has no revision {self.revision!r}") from error
         except GatedRepoError as error:
@@ -110,7 +111,7 @@ class HubRepository:
             snapshot_download(
                 self.name,
                 revision=self.revision,
-                cache_dir=self.cache_dir,
+                cache_dir=None if self.cache_dir is None else Path(self.cache_dir),
                 token=self.token,
                 local_files_only=local_files_only,
                 allow_patterns=[glob_escape(name) for name in names],

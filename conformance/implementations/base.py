@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from conformance.errors import Unsupported
@@ -35,7 +36,11 @@ class Implementation:
         """A fresh scheduler for the subject, before `set_timesteps`."""
         raise Unsupported(f"{self.name} offers no schedulers")
 
-    def model(self, subject: Subject, state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    def original_shapes(self, subject: Subject) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the original's parameters."""
+        raise Unsupported(f"{self.name} reads no original checkpoints")
+
+    def model(self, subject: Subject, state: Mapping[str, np.ndarray]) -> torch.nn.Module:
         """The subject's network with weights from a state in the original's layout."""
         raise Unsupported(f"{self.name} offers no models")
 
@@ -58,6 +63,10 @@ class Implementation:
     def step_options(self, scheduler: Scheduler, subject: Subject) -> dict[str, Any]:
         """Keyword arguments of `step` beside the three tensors and the noise."""
         return dict(subject.step or {})
+
+    def call_options(self, subject: Subject) -> dict[str, Any]:
+        """Keyword arguments of the pipeline beside batch size, generator and output type."""
+        return dict(subject.call or {})
 
     def takes_noise(self, scheduler: Scheduler) -> str | None:
         """The name of `step`'s argument for explicit noise, or None if noise can only come from a generator."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from conformance.errors import ConformanceError, Unsupported
@@ -58,14 +59,7 @@ class DiffusersImplementation(Implementation):
             raise Unsupported(str(error)) from None
 
     def set_timesteps(self, scheduler: Scheduler, subject: Subject) -> None:
-        arguments = dict(subject.set_timesteps or {})
-        respacing = arguments.pop("respacing", None)
-        if respacing is not None:
-            digits = str(respacing).removeprefix("ddim")
-            if not digits.isdigit():
-                raise Unsupported(f"diffusers has no grid by sections {respacing!r}")
-            arguments["num_inference_steps"] = int(digits)
-        scheduler.set_timesteps(**arguments)
+        scheduler.set_timesteps(**_without_respacing(subject.set_timesteps or {}))
 
     def step_options(self, scheduler: Scheduler, subject: Subject) -> dict[str, Any]:
         options = dict(subject.step or {})
@@ -73,7 +67,13 @@ class DiffusersImplementation(Implementation):
             options["use_clipped_model_output"] = True
         return options
 
-    def model(self, subject: Subject, state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
+    def call_options(self, subject: Subject) -> dict[str, Any]:
+        return _without_respacing(subject.call or {})
+
+    def original_shapes(self, subject: Subject) -> dict[str, tuple[int, ...]]:
+        return self._reference.original_shapes(subject)
+
+    def model(self, subject: Subject, state: Mapping[str, np.ndarray]) -> torch.nn.Module:
         with tempfile.TemporaryDirectory() as folder:
             self._reference.model(subject, state).save_pretrained(folder)
             return self._library.UNet2DModel.from_pretrained(folder).eval()
@@ -90,3 +90,15 @@ class DiffusersImplementation(Implementation):
             pipeline = cls.from_pretrained(folder)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def _without_respacing(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments with a respacing of one section as a number of steps; diffusers has no other."""
+    arguments = dict(arguments)
+    respacing = arguments.pop("respacing", None)
+    if respacing is not None:
+        digits = str(respacing).removeprefix("ddim")
+        if not digits.isdigit():
+            raise Unsupported(f"diffusers has no grid by sections {respacing!r}")
+        arguments["num_inference_steps"] = int(digits)
+    return arguments

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from conformance.errors import Unsupported
@@ -33,19 +34,32 @@ class ReferenceImplementation(Implementation):
     def scheduler(self, subject: Subject) -> Scheduler:
         return self._class(subject.cls).from_config(subject.config)
 
-    def model(self, subject: Subject, state: Mapping[str, torch.Tensor]) -> torch.nn.Module:
-        from diffusers_ref import original
+    def original_shapes(self, subject: Subject) -> dict[str, tuple[int, ...]]:
+        form = self._format(subject)
+        return form.original_keys(form.parse_config(subject.config))
 
-        return original.build_unet(subject.original, subject.config, dict(state)).eval()
+    def model(self, subject: Subject, state: Mapping[str, np.ndarray]) -> torch.nn.Module:
+        from diffusers_ref.original import build_unet
+
+        return build_unet(self._format(subject).NAME, subject.config, state)
 
     def tap_modules(self, subject: Subject) -> dict[str, str]:
-        from diffusers_ref import original
-
-        return original.module_map(subject.original, subject.config)
+        form = self._format(subject)
+        return form.module_map(form.parse_config(subject.config))
 
     def pipeline(self, subject: Subject, checkpoint: Path, original_config: Path) -> Any:
         pipeline = self._class(subject.cls).from_single_file(
             checkpoint, original_config=original_config, original_format=subject.original
         )
+        if subject.scheduler:
+            scheduler = pipeline.scheduler
+            pipeline.scheduler = type(scheduler).from_config(scheduler.config, **subject.scheduler)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def _format(self, subject: Subject) -> Any:
+        from diffusers_ref.original import FORMATS
+
+        if subject.original not in FORMATS:
+            raise Unsupported(f"diffusers_ref does not read checkpoints of {subject.original}")
+        return FORMATS[subject.original]

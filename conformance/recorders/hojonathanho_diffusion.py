@@ -7,6 +7,7 @@ bits. Draws come from torch's generator and are fed in through the original's ow
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache, partial
@@ -21,7 +22,10 @@ import torch
 from conformance.errors import ConformanceError
 from conformance.network import AnalyticNetwork
 from conformance.recorders.checkout import Original, importing
+from conformance.recorders.network_cases import ModelCase, PipelineCase
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
+from conformance.recorders.tensorflow_network import LIFTED as NETWORK_LIFTED
+from conformance.recorders.tensorflow_network import TensorFlowNetwork, contrib, one_thread, to_nchw, to_nhwc
 
 ORIGINAL = Original(
     system="ddpm",
@@ -31,9 +35,8 @@ ORIGINAL = Original(
     paper_title="Denoising Diffusion Probabilistic Models",
     arxiv="2006.11239",
 )
-STUBS = ("tensorflow.contrib",)
 CHANGES = (
-    "tensorflow.contrib stubbed",
+    "tensorflow.contrib replaced (group_norm by its published definition)",
     "noise_fn returns draws of torch's CPU generator",
     "p_sample is called step by step (same bits as p_sample_loop)",
 )
@@ -56,13 +59,13 @@ def original(source: Path) -> Iterator[SimpleNamespace]:
         raise ConformanceError("recording ddpm runs TensorFlow: pip install 'diffusers-ref[record]'") from None
     tf.disable_eager_execution()
     names = [f"diffusion_tf.{name}" for name in ("diffusion_utils_2", "diffusion_utils", "models.unet")]
-    with importing(source, names, STUBS) as (cifar, lsun, unet):
-        code = SimpleNamespace(cifar=cifar, lsun=lsun, unet=unet, tf=tf)
+    with patch.dict(sys.modules, {"tensorflow.contrib": contrib(tf)}), importing(source, names) as (cifar, lsun, unet):
+        code = SimpleNamespace(cifar=cifar, lsun=lsun, unet=unet, tf=tf, wide=Wide)
         check_loop(code)
         yield code
 
 
-class _Wide:
+class Wide:
     """`tf` as the oracle sees it: float32 means float64."""
 
     def __init__(self, tf: Any) -> None:
@@ -86,7 +89,7 @@ def lifted(code: SimpleNamespace, dtype: torch.dtype) -> Iterator[None]:
     with ExitStack() as stack:
         if dtype == torch.float64:
             for module, cls in ((code.cifar, "GaussianDiffusion2"), (code.lsun, "GaussianDiffusion")):
-                stack.enter_context(patch.object(module, "tf", _Wide(tf)))
+                stack.enter_context(patch.object(module, "tf", Wide(tf)))
                 stack.enter_context(patch.object(getattr(module, cls), "_extract", staticmethod(extract)))
         yield
 
@@ -110,7 +113,7 @@ def sampler(code: SimpleNamespace, build: Callable[[], Any], clip_denoised: bool
                 options["return_pred_xstart"] = True
             out = diffusion.p_sample(lambda *_: output, x=x, t=t, noise_fn=lambda **_: noise, **options)
         places = SimpleNamespace(x=x, t=t, output=output, noise=noise)
-        return SimpleNamespace(session=tf.Session(graph=g), out=out, places=places, diffusion=diffusion)
+        return SimpleNamespace(session=tf.Session(graph=g, config=one_thread(tf)), out=out, places=places, diffusion=diffusion)
 
     def run(network: Callable[..., torch.Tensor], shape: Sequence[int], dtype: torch.dtype) -> Run:
         diffusion = build()
@@ -120,10 +123,10 @@ def sampler(code: SimpleNamespace, build: Callable[[], Any], clip_denoised: bool
             output = network(sample, torch.full((shape[0],), float(i)))
             noise = torch.randn(tuple(shape), dtype=dtype)
             g = graph(tuple(shape), output.shape[1], dtype)
-            feed = {g.places.x: _nhwc(sample), g.places.t: np.full(shape[0], i, np.int32),
-                    g.places.output: _nhwc(output), g.places.noise: _nhwc(noise)}  # fmt: skip
+            feed = {g.places.x: to_nhwc(sample), g.places.t: np.full(shape[0], i, np.int32),
+                    g.places.output: to_nhwc(output), g.places.noise: to_nhwc(noise)}  # fmt: skip
             out = g.session.run(g.out, feed)
-            sample, *x0 = (_nchw(value) for value in (out if isinstance(out, (list, tuple)) else [out]))
+            sample, *x0 = (to_nchw(value) for value in (out if isinstance(out, (list, tuple)) else [out]))
             x0s += x0
         tables = {}
         if isinstance(diffusion, code.cifar.GaussianDiffusion2):
@@ -151,20 +154,76 @@ def check_loop(code: SimpleNamespace) -> None:
     constants = iter([initial, noise])  # noise_fn is called once for x_T and once for the loop's body
 
     def denoise_fn(x: Any, t: Any) -> Any:
-        call = lambda x, t: _nhwc(network(_nchw(x), torch.from_numpy(t)))  # noqa: E731
+        call = lambda x, t: to_nhwc(network(to_nchw(x), torch.from_numpy(t)))  # noqa: E731
         value = tf.numpy_function(call, [x, t], x.dtype)
         value.set_shape(x.shape)
         return value
 
     with tf.Graph().as_default(), tf.Session() as session:
-        noise_fn = lambda **_: tf.constant(_nhwc(next(constants)))  # noqa: E731
+        noise_fn = lambda **_: tf.constant(to_nhwc(next(constants)))  # noqa: E731
         loop = build().p_sample_loop(denoise_fn, shape=[2, 4, 2, 3], noise_fn=noise_fn)
-        found = _nchw(session.run(loop))
+        found = to_nchw(session.run(loop))
     if not torch.equal(found, expected):
         raise ConformanceError("p_sample_loop and p_sample called step by step differ")
 
 
-def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
+def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | PipelineCase]:
+    """Both samplers, the network, and both together from variables to pixels."""
+    yield from sampler_cases(code)
+    for name, config, times, tier in (
+        ("tiny", TINY, (3.0, 977.0), "default"),
+        ("learned", {**TINY, "model_var_type": "learned"}, (0.0, 500.0), "default"),
+        ("cifar10", CIFAR10, (500.0,), "full"),
+        ("lsun", LSUN, (500.0,), "full"),
+    ):
+        yield ModelCase(
+            name=f"network-{name}",
+            title=f"one forward pass of the network, {name}, t = {', '.join(f'{t:g}' for t in times)}",
+            location="appendix B",
+            format=ORIGINAL.repository,
+            config=config,
+            network=partial(TensorFlowNetwork, code, config),
+            shape=(3, config["image_size"], config["image_size"]),
+            times=times,
+            functions=("diffusion_tf/models/unet.py:model",),
+            changes=CHANGES,
+            lifted=NETWORK_LIFTED,
+            tier=tier,
+        )
+    yield _pipeline(code, "fixedlarge")
+    yield _pipeline(code, "learned")
+
+
+TINY = {"image_size": 16, "in_channels": 3, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8]}
+CIFAR10 = {**TINY, "image_size": 32, "ch": 128, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 2, "attn_resolutions": [16]}
+LSUN = {**CIFAR10, "image_size": 256, "ch_mult": [1, 1, 2, 2, 4, 4]}
+
+
+def _pipeline(code: SimpleNamespace, variance: str) -> PipelineCase:
+    betas = _betas("linear", 10, 0.5)
+    config = {**TINY, **betas, "model_var_type": variance}
+    return PipelineCase(
+        name=f"pipeline-{variance}-10",
+        title=f"from variables to pixels: T = 10, {variance}",
+        location="algorithm 2",
+        cls="DDPMPipeline",
+        format=ORIGINAL.repository,
+        config=config,
+        checkpoint="npz",
+        network=partial(TensorFlowNetwork, code, config),
+        run=sampler(code, partial(_cifar, code, betas, "eps", variance), True),
+        pixels=lambda x: ((x + 1) / 2).clamp(0, 1),
+        integers=lambda x: ((x + 1) * 127.5).clamp(0, 255).byte(),  # tpu_utils/tpu_utils.py:unnormalize_data
+        alphas=torch.from_numpy((1 - code.cifar.get_beta_schedule(**betas)).cumprod()),
+        shape=(3, 16, 16),
+        call={"num_inference_steps": 10},
+        functions=("diffusion_tf/models/unet.py:model", "diffusion_tf/diffusion_utils_2.py:GaussianDiffusion2.p_sample"),
+        changes=CHANGES,
+        lifted=(*LIFTED, *NETWORK_LIFTED),
+    )
+
+
+def sampler_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """2 to 1000 steps (the original has no respacing: T is the number of steps), every variance and prediction type."""
     for variance in ("fixedsmall", "fixedlarge", "learned"):
         for steps in (2, 3, 7, 40):
@@ -244,10 +303,3 @@ def _case(
         lifted=LIFTED,
     )
 
-
-def _nhwc(tensor: torch.Tensor) -> np.ndarray:
-    return tensor.permute(0, 2, 3, 1).contiguous().numpy()
-
-
-def _nchw(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(array)).permute(0, 3, 1, 2).contiguous()

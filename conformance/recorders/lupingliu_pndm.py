@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
 from conformance.network import AnalyticNetwork
 from conformance.recorders.checkout import Original, importing
+from conformance.recorders.network_cases import ModelCase, PipelineCase
+from conformance.recorders.networks import IMPROVED_LIFTED, TorchNetwork, lifted_improved
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
 
 ORIGINAL = Original(
@@ -65,7 +69,83 @@ def sampler(code: SimpleNamespace, method: str, steps: int, betas: dict[str, Any
     return run
 
 
-def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
+def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | PipelineCase]:
+    """Both samplers, the network, and both together from a checkpoint to pixels."""
+    yield from sampler_cases(code)
+    yield ModelCase(
+        name="network-tiny",
+        title="one forward pass of the network at half-integer times",
+        location="arXiv:2006.11239, appendix B",
+        format=ORIGINAL.repository,
+        config=TINY,
+        network=partial(ddim_network, code, TINY),
+        shape=(3, 16, 16),
+        times=(37.5, 962.5),
+        functions=("model/ddim.py:Model",),
+        changes=CHANGES,
+        lifted=NETWORK_LIFTED,
+    )
+    yield _pipeline(code, "F-PNDM", 8, TINY)
+    yield _pipeline(code, "S-PNDM", 8, TINY)
+    yield _pipeline(code, "F-PNDM", 8, TINY_IMPROVED)
+
+
+def _config(schedule: dict[str, Any], size: int, model: dict[str, Any]) -> dict[str, Any]:
+    dataset = {"dataset": "CIFAR10", "image_size": size, "channels": 3, "logit_transform": False, "rescaled": True}
+    return {"Schedule": schedule, "Dataset": dataset, "Model": {**model, "in_channels": 3, "dropout": 0.1}}
+
+
+# Less noise at T than the official schedule: nothing is clipped, and a synthetic network stays in range.
+MILD = {"type": "linear", "beta_start": 1e-4, "beta_end": 0.005, "diffusion_step": 1000}
+TINY = _config(MILD, 16, {"struc": "DDIM", "type": "simple", "image_size": 16, "out_ch": 3, "ch": 32, "ch_mult": [1, 2],
+                          "num_res_blocks": 1, "attn_resolutions": [8], "resamp_with_conv": True})  # fmt: skip
+TINY_IMPROVED = _config(MILD, 16, {"struc": "iDDPM", "model_channels": 32, "out_channels": 6, "num_res_blocks": 1,
+                                   "attention_resolutions": [2], "channel_mult": [1, 2], "dims": 2,
+                                   "conv_resample": True, "use_scale_shift_norm": True, "use_checkpoint": False,
+                                   "num_heads": 4, "num_heads_upsample": 4})  # fmt: skip
+NETWORK_LIFTED = ("get_timestep_embedding: its float32 result is handed to the float64 network",)
+
+
+def ddim_network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetwork:
+    """The original's `model.ddim.Model`."""
+    embedding = code.network.get_timestep_embedding
+    wide = lambda *arguments: embedding(*arguments).double()  # noqa: E731
+    lift = lambda: patch.object(code.network, "get_timestep_embedding", wide)  # noqa: E731
+    return TorchNetwork(lambda: code.network.Model(None, config["Model"]), lift, "conv_out")
+
+
+def improved_network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetwork:
+    """The original's `model.iDDPM.unet.UNetModel`, which drops the variance half of its output."""
+    return TorchNetwork(lambda: code.unet.UNetModel(None, config["Model"]), partial(lifted_improved, code.unet), "out.2")
+
+
+def _pipeline(code: SimpleNamespace, method: str, steps: int, config: dict[str, Any]) -> PipelineCase:
+    struc, size = config["Model"]["struc"], config["Dataset"]["image_size"]
+    schedule = schedule_of(code, method, config["Schedule"], torch.float64)
+    pixels = lambda x: code.runner.inverse_data_transform(config["Dataset"], x)  # noqa: E731
+    return PipelineCase(
+        name=f"pipeline-{struc.lower()}-{method.lower()}-{steps}",
+        title=f"from checkpoint to pixels: {method} on the {struc} network, grid of {steps}",
+        location=LOCATIONS[method],
+        cls="PNDMPipeline",
+        format=ORIGINAL.repository,
+        config=config,
+        checkpoint="plain",
+        network=partial(ddim_network if struc == "DDIM" else improved_network, code, config),
+        run=sampler(code, method, steps, config["Schedule"]),
+        pixels=pixels,
+        integers=lambda x: (pixels(x) * 255 + 0.5).clamp(0, 255).byte(),  # torchvision.utils.save_image
+        alphas=schedule.alphas_cump,
+        shape=(3, size, size),
+        call={"num_inference_steps": steps},
+        scheduler={"solver": SOLVERS[method]},
+        functions=("runner/runner.py:Runner.sample_image", *(f"runner/method.py:{name}" for name in FUNCTIONS[method])),
+        changes=CHANGES,
+        lifted=(*LIFTED, *(NETWORK_LIFTED if struc == "DDIM" else IMPROVED_LIFTED)),
+    )
+
+
+def sampler_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """1 to many steps, strides odd and even, dividing T and not; every beta schedule.
 
     A grid that starts at T - 1 (3 steps of T = 1000, for one) raises IndexError in the original and cannot be recorded.

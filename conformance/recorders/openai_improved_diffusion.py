@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,8 @@ import torch
 
 from conformance.network import AnalyticNetwork
 from conformance.recorders.checkout import Original, importing
+from conformance.recorders.network_cases import ModelCase, PipelineCase
+from conformance.recorders.networks import IMPROVED_LIFTED, TorchNetwork, lifted_improved
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
 
 ORIGINAL = Original(
@@ -65,12 +69,12 @@ class _Network:
 
 
 def sampler(
-    code: SimpleNamespace, flags: dict[str, Any], loop: str, mean: str = "EPSILON", **options: Any
+    code: SimpleNamespace, arguments: dict[str, Any], loop: str, mean: str = "EPSILON", **options: Any
 ) -> Callable[..., Run]:
     """`run` of a case: `loop` is p_sample or ddim_sample; draws x_T itself, in the run's dtype."""
 
     def run(network: Callable[..., torch.Tensor], shape: Sequence[int], dtype: torch.dtype) -> Run:
-        diffusion = code.script_util.create_gaussian_diffusion(**flags)
+        diffusion = code.script_util.create_gaussian_diffusion(**arguments)
         diffusion.model_mean_type = code.diffusion.ModelMeanType[mean]
         progressive = getattr(diffusion, f"{loop}_loop_progressive")
         with lifted(code, dtype):
@@ -80,12 +84,104 @@ def sampler(
                 (out["sample"].clone(), out["pred_xstart"])
                 for out in progressive(_Network(network), shape, noise=noise, **options)
             ]
-        return Run(steps[-1][0], [x0 for _, x0 in steps])
+            betas = code.diffusion.get_named_beta_schedule(arguments.get("noise_schedule", "linear"), arguments.get("steps", 1000))
+        return Run(steps[-1][0], [x0 for _, x0 in steps], {"betas": torch.from_numpy(betas)})
 
     return run
 
 
-def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
+def flags(code: SimpleNamespace, **changed: Any) -> dict[str, Any]:
+    """All command line flags of the original, small by default, with some changed."""
+    small = {"image_size": 32, "num_channels": 32, "num_res_blocks": 1, "attention_resolutions": "16,8", "num_heads": 4}
+    return {**code.script_util.model_and_diffusion_defaults(), **small, **changed}
+
+
+def network(code: SimpleNamespace, config: dict[str, Any], labels: list[int] | None = None) -> TorchNetwork:
+    """The original's network for the flags; `labels`: of a class-conditional one."""
+    names = inspect.signature(code.script_util.create_model).parameters
+    arguments = {name: value for name, value in config.items() if name in names}
+    classes = {} if labels is None else {"y": torch.tensor(labels)}
+    return TorchNetwork(
+        lambda: code.script_util.create_model(**arguments),
+        partial(lifted_improved, code.unet),
+        "out.2",
+        lambda module, x, t: module(x, t, **classes),
+    )
+
+
+def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | PipelineCase]:
+    """Both samplers, the network, and both together from a checkpoint to pixels."""
+    yield from sampler_cases(code)
+    cosine = {"diffusion_steps": 4000, "noise_schedule": "cosine", "learn_sigma": True, "dropout": 0.3}
+    yield _model(code, "learned", flags(code, learn_sigma=True), (3.0, 977.0))
+    yield _model(code, "plain-norm", flags(code, use_scale_shift_norm=False, num_heads=1), (0.0, 480.0))
+    yield _model(code, "heads", flags(code, num_heads=2, num_heads_upsample=8), (12.5, 999.0))
+    yield _model(code, "classes", flags(code, class_cond=True), (3.0, 977.0), labels=[7, 993])
+    official = {"num_channels": 128, "num_res_blocks": 3, **cosine}
+    yield _model(code, "cifar10", flags(code, **official), (500.0,), tier="full")
+    lsun = {"image_size": 256, "num_channels": 128, "num_res_blocks": 2, "num_heads": 1, "learn_sigma": True,
+            "use_scale_shift_norm": False, "attention_resolutions": "16"}  # fmt: skip
+    yield _model(code, "lsun", flags(code, **lsun), (500.0,), tier="full")
+    yield _pipeline(code, "ddpm-learned", flags(code, learn_sigma=True), "p_sample", "8")
+    yield _pipeline(code, "ddpm-cosine", flags(code, **cosine), "p_sample", "7")
+    yield _pipeline(code, "ddim", flags(code), "ddim_sample", "ddim10", eta=0.0)
+
+
+def _model(
+    code: SimpleNamespace,
+    name: str,
+    config: dict[str, Any],
+    times: Sequence[float],
+    tier: str = "default",
+    labels: list[int] | None = None,
+) -> ModelCase:
+    return ModelCase(
+        name=f"network-{name}",
+        title=f"one forward pass of the network, {name}, t = {', '.join(f'{t:g}' for t in times)}",
+        location="appendix A",
+        format=ORIGINAL.repository,
+        config=config,
+        network=partial(network, code, config, labels),
+        shape=(3, config["image_size"], config["image_size"]),
+        times=times,
+        call={} if labels is None else {"class_labels": labels},
+        functions=("improved_diffusion/unet.py:UNetModel",),
+        changes=CHANGES,
+        lifted=IMPROVED_LIFTED,
+        tier=tier,
+    )
+
+
+def _pipeline(
+    code: SimpleNamespace, name: str, config: dict[str, Any], loop: str, respacing: str, eta: float | None = None
+) -> PipelineCase:
+    names = inspect.signature(code.script_util.create_gaussian_diffusion).parameters
+    arguments = {key: value for key, value in config.items() if key in names}
+    arguments |= {"steps": config["diffusion_steps"], "timestep_respacing": respacing}
+    betas = code.diffusion.get_named_beta_schedule(config["noise_schedule"], config["diffusion_steps"])
+    return PipelineCase(
+        name=f"pipeline-{name}-{respacing}",
+        title=f"from checkpoint to pixels: {name}, respacing {respacing}",
+        location="section 3" if eta is None else "section 4",
+        cls="DDPMPipeline" if eta is None else "DDIMPipeline",
+        format=ORIGINAL.repository,
+        config=config,
+        checkpoint="plain",
+        network=partial(network, code, config),
+        run=sampler(code, arguments, loop, **({} if eta is None else {"eta": eta})),
+        pixels=lambda x: ((x + 1) / 2).clamp(0, 1),
+        integers=lambda x: ((x + 1) * 127.5).clamp(0, 255).byte(),  # scripts/image_sample.py
+        alphas=torch.from_numpy((1 - betas).cumprod()),
+        shape=(3, config["image_size"], config["image_size"]),
+        call={"respacing": respacing} | ({} if eta is None else {"eta": eta}),
+        batch=1,
+        functions=("improved_diffusion/unet.py:UNetModel", f"{DIFFUSION}.{loop}_loop_progressive"),
+        changes=CHANGES,
+        lifted=(*LIFTED, *IMPROVED_LIFTED),
+    )
+
+
+def sampler_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """Respacings by count, by sections and by `ddimN`; every variance; every prediction; clipping on and off.
 
     A single step raises IndexError in the original (its variance table needs a second entry) and cannot be recorded.

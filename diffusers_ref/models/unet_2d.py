@@ -69,7 +69,7 @@ class UNet2DModel(ModelMixin):
         num_class_embeds: number of classes; None: unconditional.
         num_train_timesteps: accepted as published configs carry it; a sinusoidal embedding does not depend on it.
         num_attention_heads: heads on every level, instead of attention_head_dim; q and k are then scaled before their
-            product, both as openai/improved-diffusion.
+            product, both as openai/improved-diffusion. HF diffusers has no such option and would ignore it.
         num_attention_heads_upsample: the same on the way up; None: num_attention_heads.
     """
 

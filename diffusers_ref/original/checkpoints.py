@@ -45,7 +45,7 @@ def named_tensors(value: Any, what: str) -> dict[str, Any]:
     if not isinstance(value, Mapping) or not value:
         raise WeightsError(f"{what} must map parameter names to tensors, got {_described(value)}")
     for name, tensor in value.items():
-        if not isinstance(name, str) or not isinstance(tensor, (Tensor, np.ndarray)):
+        if not isinstance(name, str) or not isinstance(tensor, (Tensor, np.ndarray, np.generic)):
             raise WeightsError(f"{what} must map parameter names to tensors, but {name!r} is {_described(tensor)}")
     return dict(value)
 

@@ -48,7 +48,7 @@ class DDPMNetwork:
 
     def __post_init__(self) -> None:
         if self.ch_mult[:1] != (1,):
-            raise ConfigError(f"ch_mult must begin with 1 (the width of the first convolution), got {self.ch_mult}")
+            raise ConfigError(f"ch_mult must begin with 1 (the first convolution's width), got {self.ch_mult}")
         multiple = 2 ** (len(self.ch_mult) - 1)
         if self.image_size % multiple:
             raise ConfigError(

@@ -46,7 +46,9 @@ class ImprovedNetwork:
 
     def __post_init__(self) -> None:
         if self.channel_mult[:1] != (1,):
-            raise ConfigError(f"channel_mult must begin with 1 (the width of the first convolution), got {self.channel_mult}")
+            raise ConfigError(
+                f"channel_mult must begin with 1 (the first convolution's width), got {self.channel_mult}"
+            )
         multiple = 2 ** (len(self.channel_mult) - 1)
         if self.image_size % multiple:
             raise ConfigError(

@@ -153,12 +153,12 @@ def convert(
             + _report("of the checkpoint have no place in the network of the config", unexpected)
             + _report("have another shape", misshapen)
         )
-    return {
-        rule.ours: rule.transform.apply(torch.as_tensor(state[rule.original]).detach())
-        .to(torch.float32, copy=True)
-        .contiguous()
-        for rule in rules
-    }
+    weights = {}
+    for rule in rules:
+        value = state[rule.original]
+        tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value)
+        weights[rule.ours] = rule.transform.apply(tensor).to(torch.float32, copy=True).contiguous()
+    return weights
 
 
 def _report(what: str, entries: list[str]) -> str:

@@ -56,7 +56,7 @@ class UnconditionalImagePipeline(DiffusionPipeline):
     """The scheduler that `from_single_file` makes."""
 
     unet: UNet2DModel
-    scheduler: SchedulerMixin
+    scheduler: Any
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, pixel_rounding: str = "half_even") -> None:
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -125,11 +125,8 @@ class UnconditionalImagePipeline(DiffusionPipeline):
             raise TypeError(f"callback_on_step_end must be callable, not {type(callback_on_step_end).__name__}")
         scheduler, unet = self.scheduler, self.unet
 
-        if timesteps is None and respacing is None:
-            scheduler.set_timesteps(num_inference_steps)
-        else:
-            custom = {"timesteps": timesteps, "respacing": respacing}
-            scheduler.set_timesteps(**{name: value for name, value in custom.items() if value is not None})
+        steps = num_inference_steps if timesteps is None and respacing is None else None
+        scheduler.set_timesteps(steps, timesteps=timesteps, respacing=respacing)
 
         # x_T
         x = self._first_sample(batch_size, generator, sample if latents is None else latents)

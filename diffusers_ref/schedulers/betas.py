@@ -82,7 +82,9 @@ def make_betas(
     return rescale_to_zero_terminal_snr(betas) if rescale_zero_snr else betas
 
 
-def _named_betas(schedule: BetaSchedule, start: float, end: float, count: int, coefficients: Coefficients) -> np.ndarray:
+def _named_betas(
+    schedule: BetaSchedule, start: float, end: float, count: int, coefficients: Coefficients
+) -> np.ndarray:
     if schedule is BetaSchedule.LINEAR:
         return _linspace(start, end, count, coefficients)
     if schedule is BetaSchedule.SCALED_LINEAR:

@@ -67,7 +67,7 @@ class Chain:
 
     @property
     def log_posterior_variance(self) -> np.ndarray:
-        """log beta~_t (DDPM, eq. 7). The last entry, where beta~ is 0, repeats its neighbour; no noise is added there."""
+        """log beta~_t (DDPM, eq. 7). The last beta~ is 0: its entry repeats its neighbour, no noise is added there."""
         variance = self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
         if len(variance) > 1:
             variance[-1] = variance[-2]

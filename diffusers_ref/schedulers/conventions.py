@@ -1,7 +1,7 @@
 """The named conventions in which papers, their codes and published configurations differ.
 
-Each option of a scheduler that chooses among them takes one of these values as a plain string. "Published" marks the values
-that HF diffusers configurations use, with their meaning there; the others name the original code they come from:
+Each option of a scheduler that chooses among them takes one of these values as a plain string. "Published" marks the
+values that HF diffusers configurations use, with their meaning there; the others name the original code they come from:
 
 - hojonathanho: github.com/hojonathanho/diffusion (DDPM)
 - ermongroup: github.com/ermongroup/ddim (DDIM)
@@ -27,7 +27,7 @@ class BetaSchedule(str, Enum):
     SCALED_LINEAR = "scaled_linear"
     """Published; "quad" of hojonathanho, ermongroup, luping-liu; "linear" of CompVis: linear in sqrt(beta)."""
     SQUAREDCOS_CAP_V2 = "squaredcos_cap_v2"
-    """Published; "cosine" of openai and luping-liu: abar_t = cos²((t/T + 0.008) / 1.008 · pi/2), beta_t at most 0.999."""
+    """Published; "cosine" of openai and luping-liu: abar_t ~ cos²((t/T + 0.008) / 1.008 · pi/2), beta_t up to 0.999."""
     SIGMOID = "sigmoid"
     """Published, ermongroup: sigmoid of -6 to 6, scaled to beta_start .. beta_end."""
     CONST = "const"
@@ -61,11 +61,11 @@ class TimestepSpacing(str, Enum):
     TRAILING = "trailing"
     """Published: every T/n down from T, rounded, minus 1."""
     DDIM_UNIFORM = "ddim_uniform"
-    """ermongroup, luping-liu, CompVis (with steps_offset=1): range(0, T, T//n), more than n steps if n does not divide T."""
+    """ermongroup, luping-liu, CompVis (with steps_offset=1): range(0, T, T//n), often more than n steps."""
     DDIM_QUAD = "ddim_quad"
     """ermongroup, CompVis (with steps_offset=1): squares up to 0.8 T, truncated; small timesteps can repeat."""
     IMPROVED_DIFFUSION = "improved_diffusion"
-    """openai: evenly in each section of the chain ("10,15,20"), or with the integer stride that gives n steps ("ddim25")."""
+    """openai: evenly within each section of the chain ("10,15,20"), or the integer stride with n steps ("ddim25")."""
 
 
 class PredictionType(str, Enum):
@@ -117,7 +117,7 @@ Choice = TypeVar("Choice", bound=Enum)
 
 
 def choose(kind: type[Choice], option: str, value: Any, allowed: Sequence[Choice] | None = None) -> Choice:
-    """The member of `kind` (of `allowed`, if given) that `value` names. Raises ConfigError that says what is allowed."""
+    """The member of `kind` (one of `allowed`, if given) that `value` names. Raises ConfigError."""
     members = list(kind) if allowed is None else allowed
     for member in members:
         if member.value == value:

@@ -13,7 +13,7 @@ terminal SNR (arXiv 2305.08891).
     eta                   η: 0 is deterministic (DDIM), 1 is as noisy as DDPM
     variance_noise        ε_τi
 
-Three originals are reproduced bit for bit, see `Coefficients`: "float32_cumprod" is ermongroup's, "float64" openai's and
+Three originals are reproduced bit for bit, see `Coefficients`: "float32_cumprod" is ermongroup's, "float64" openai's,
 "compvis" CompVis' sampler. They differ in the rounding of the tables and in the order of the three terms of eq. 12.
 """
 
@@ -39,13 +39,12 @@ from diffusers_ref.schedulers.conventions import (
     VarianceType,
     choose,
 )
-from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput
-from diffusers_ref.schedulers.thresholding import clip, dynamic_threshold
-from diffusers_ref.schedulers.timesteps import make_grid
+from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time, by_step
+from diffusers_ref.schedulers.thresholding import limit_x0
 
 
 class _Step(NamedTuple):
-    """The coefficients of one step, rounded as the recipe rounds them. They are numbers, so no device waits for them."""
+    """The coefficients of one step, rounded as the recipe rounds them."""
 
     sqrt_abar: float
     sqrt_one_minus_abar: float
@@ -69,10 +68,10 @@ class DDIMScheduler(SchedulerMixin):
         thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of x̂_0 instead of clipping.
         rescale_betas_zero_snr: rescale the betas so that ᾱ_T = 0.
     Conventions of originals:
-        coefficients: see `Coefficients`. By default the recipe of the original that such weights come from: "compvis" for
-            scaled_linear, "float64" for squaredcos_cap_v2, "float32_cumprod" for the rest.
+        coefficients: see `Coefficients`. By default the recipe of the original that such weights come from: "compvis"
+            for scaled_linear, "float64" for squaredcos_cap_v2, "float32_cumprod" for the rest.
         rederive_epsilon: always derive ε from the (clipped) x̂_0 (openai).
-        variance_type: "learned" and "learned_range" accept outputs of 2C channels, of which the variance half is not used.
+        variance_type: "learned" and "learned_range" take outputs of 2C channels and leave the variance half unused.
         rescale_timesteps: give the network t · 1000/T as float32 (openai), see `network_timestep`.
 
     A draw is made in every step, also with η = 0 and in the last one, as the originals do.
@@ -105,43 +104,14 @@ class DDIMScheduler(SchedulerMixin):
     ) -> None:
         self._prediction = choose(PredictionType, "prediction_type", prediction_type, allowed=_PREDICTION_TYPES)
         self._variance = choose(VarianceType, "variance_type", variance_type)
-        self._spacing = choose(TimestepSpacing, "timestep_spacing", timestep_spacing)
         self._prepare(default_coefficients=_DEFAULT_COEFFICIENTS.get(beta_schedule, Coefficients.FLOAT32_CUMPROD))
         self._always_rederive = rederive_epsilon
         self._starts_from_inverse = self._table.coefficients is Coefficients.FLOAT64
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: Sequence[int] | None = None,
-        respacing: str | Sequence[int] | None = None,
-    ) -> None:
-        """Choose the grid and begin anew; the arguments are those of `timesteps.make_grid`."""
-        config = self.config
-        self._grid = make_grid(
-            self._spacing,
-            config.num_train_timesteps,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            respacing=respacing,
-            steps_offset=config.steps_offset,
-        )
-        self._steps: dict[tuple[torch.dtype, float], list[_Step]] = {}
-        self.num_inference_steps = len(self._grid)
-        self._place(self._grid, torch.tensor(self._grid, device=device))
-        self._coefficients(torch.float32, 0.0)
-
-    def network_timestep(self, timestep: int | float | Tensor) -> int | float | Tensor:
-        """What the network is given as time: `timestep`, or float32 timestep · (1000/T) under `rescale_timesteps`."""
-        if not self.config.rescale_timesteps:
-            return timestep
-        return torch.as_tensor(timestep).float() * (1000.0 / len(self))
-
     def step(
         self,
         model_output: Tensor,
-        timestep: int | float | Tensor,
+        timestep: Time | Tensor,
         sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool | None = None,
@@ -156,24 +126,25 @@ class DDIMScheduler(SchedulerMixin):
         generator: where the noise is drawn from. variance_noise: (B, C, ...), the noise itself, instead of a draw.
         Returns x_τ(i−1) and x̂_0 in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
 
-        Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit, and
-        for an η so large that σ² exceeds 1 − ᾱ_prev.
+        Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit,
+        and for an η so large that σ² exceeds 1 − ᾱ_prev.
         """
         dtype = self._check(model_output, sample, channel_factor=2 if self._variance.is_learned else 1)
-        c = self._coefficients(dtype, eta)[self._advance(timestep)]
+        coefficients = self._coefficients(dtype, float(eta))
+        noise = self._noise(sample, generator, variance_noise, dtype)
+        c = coefficients[self._advance(timestep)]
         x, output = sample.to(dtype), model_output.to(dtype)
         if self._variance.is_learned:
             output = output.chunk(2, dim=1)[0]
 
         x0 = self._predict_x0(output, x, c)
-        limited = self._limited(x0)
+        limited = limit_x0(x0, self.config)
         if use_clipped_model_output or self._always_rederive:
             epsilon = self._epsilon_from_x0(limited, x, c)
         else:
             epsilon = self._predict_epsilon(output, x0, x, c)
 
-        noise = c.sigma * self._noise(sample, generator, variance_noise, dtype)
-        signal, direction = c.sqrt_abar_prev * limited, c.direction * epsilon
+        signal, direction, noise = c.sqrt_abar_prev * limited, c.direction * epsilon, c.sigma * noise
         if self._table.coefficients is Coefficients.FLOAT32_CUMPROD:
             prev_sample = signal + noise + direction  # eq. 12, in ermongroup's order
         else:
@@ -206,24 +177,14 @@ class DDIMScheduler(SchedulerMixin):
             return (c.inverse_sqrt_abar * x - x0) / c.inverse_noise
         return (x - c.sqrt_abar * x0) / c.sqrt_one_minus_abar
 
-    def _limited(self, x0: Tensor) -> Tensor:
-        if self.config.thresholding:
-            return dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
-        return clip(x0, self.config.clip_sample_range) if self.config.clip_sample else x0
-
     # --- coefficients ------------------------------------------------------------------------------------------------
 
-    @property
-    def final_alpha_cumprod(self) -> Tensor:
-        """The ᾱ that follows the last timestep of the grid."""
-        return torch.ones_like(self.alphas_cumprod[0]) if self.config.set_alpha_to_one else self.alphas_cumprod[0].clone()
-
-    def _coefficients(self, dtype: torch.dtype, eta: float) -> list[_Step]:
+    def _coefficients(self, dtype: torch.dtype, eta: float = 0.0) -> list[_Step]:
         """The coefficients of every step for arithmetic in `dtype`."""
         self._require_timesteps()
-        if (dtype, eta) not in self._steps:
-            self._steps[dtype, eta] = self._make_coefficients(dtype, eta)
-        return self._steps[dtype, eta]
+        if (dtype, eta) not in self._coefficient_cache:
+            self._coefficient_cache[dtype, eta] = self._make_coefficients(dtype, eta)
+        return self._coefficient_cache[dtype, eta]
 
     def _make_coefficients(self, dtype: torch.dtype, eta: float) -> list[_Step]:
         if not eta >= 0:
@@ -238,15 +199,16 @@ class DDIMScheduler(SchedulerMixin):
         if self._prediction is PredictionType.EPSILON and not levels.sqrt_abar.all():
             t = self._grid[int(levels.sqrt_abar.argmin())]
             raise ValueError(
-                f"at timestep {t}, abar is 0: x_0 cannot be derived from prediction_type='epsilon'; use a grid without that "
-                "timestep, or another prediction type"
+                f"abar is 0 at timestep {t}: x_0 cannot be derived from prediction_type='epsilon'; use a grid without "
+                "that timestep, or another prediction type"
             )
         rest = 1.0 - levels.abar_prev - levels.sigma**2
         if (rest < -1e-6).any():
             t = self._grid[int(rest.argmin())]
-            raise ValueError(f"eta={eta} is too large: at timestep {t} the noise exceeds that of the step; at most 1 is safe")
-        columns = [column.tolist() for column in (*levels[:4], levels.abar_prev.sqrt(), rest.clamp(min=0).sqrt(), levels.sigma)]
-        return [_Step(*row) for row in zip(*columns)]
+            raise ValueError(f"eta={eta} is too large: sigma² exceeds 1 - abar_prev at timestep {t}; at most 1 is safe")
+        # Clamped, as rounding can make 0 negative where abar falls to (almost) 0 in one step; the originals return NaN.
+        direction = rest.clamp(min=0).sqrt()
+        return [_Step(*row) for row in by_step(*levels[:4], levels.abar_prev.sqrt(), direction, levels.sigma)]
 
 
 class _Levels(NamedTuple):
@@ -268,9 +230,10 @@ def _float64_levels(
     previous = chain.alphas_cumprod_prev.copy()
     previous[-1] = final.item()
     tables = (*chain.x0_from_velocity, *chain.x0_from_epsilon, previous, chain.alphas_cumprod)
-    *levels, a_prev, a = (torch.from_numpy(column.astype(np.float32)).to(dtype) for column in tables)
+    rounded = [torch.from_numpy(column.astype(np.float32)).to(dtype) for column in tables]
+    sqrt_abar, sqrt_one_minus, inverse, inverse_noise, a_prev, a = rounded
     sigma = eta * torch.sqrt((1 - a_prev) / (1 - a)) * torch.sqrt(1 - a / a_prev)
-    return _Levels(*levels, a_prev, sigma)
+    return _Levels(sqrt_abar, sqrt_one_minus, inverse, inverse_noise, a_prev, sigma)
 
 
 def _float32_cumprod_levels(a: Tensor, a_prev: Tensor, eta: float) -> _Levels:
@@ -282,13 +245,14 @@ def _float32_cumprod_levels(a: Tensor, a_prev: Tensor, eta: float) -> _Levels:
 def _compvis_levels(a: Tensor, a_prev: Tensor, eta: float) -> _Levels:
     """CompVis, `make_ddim_sampling_parameters`: σ is made in float64 and rounded, √(1 − ᾱ) is NumPy's square root.
 
-    1/(1 − ᾱ) is rounded to ᾱ's precision first: there a NumPy array is divided by a tensor, which torch takes as a product
-    with the reciprocal.
+    1/(1 − ᾱ) is rounded to ᾱ's precision first: there a NumPy array is divided by a tensor, which torch takes as a
+    product with the reciprocal. On a grid of one step everything is in ᾱ's precision, as NumPy makes no float64 of it.
     """
-    variance = (1 - a_prev.double()) * (1 - a).reciprocal().double() * (1 - a.double() / a_prev.double())
-    sigma = torch.from_numpy(eta * np.sqrt(variance.numpy())).to(a.dtype)
+    wide = torch.float64 if len(a) > 1 else a.dtype
+    variance = (1 - a_prev.to(wide)) * (1 - a).reciprocal().to(wide) * (1 - a.to(wide) / a_prev.to(wide))
+    sigma = eta * torch.from_numpy(np.sqrt(variance.numpy()))
     sqrt_one_minus = torch.from_numpy(np.sqrt((1.0 - a).numpy()))
-    return _Levels(a.sqrt(), sqrt_one_minus, a.rsqrt(), (1 / a - 1).sqrt(), a_prev, sigma)
+    return _Levels(a.sqrt(), sqrt_one_minus, a.rsqrt(), (1 / a - 1).sqrt(), a_prev, sigma.to(a.dtype))
 
 
 _PREDICTION_TYPES = (PredictionType.EPSILON, PredictionType.SAMPLE, PredictionType.V_PREDICTION)

@@ -29,28 +29,25 @@ from torch import Tensor
 
 from diffusers_ref.configuration import ConfigError, register_to_config
 from diffusers_ref.random import Generators
-from diffusers_ref.schedulers.betas import NoiseTable
 from diffusers_ref.schedulers.chain import Chain
 from diffusers_ref.schedulers.conventions import (
     Coefficients,
     PredictionType,
-    TimestepSpacing,
     VarianceType,
     choose,
 )
-from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput
-from diffusers_ref.schedulers.thresholding import clip, dynamic_threshold
-from diffusers_ref.schedulers.timesteps import make_grid
+from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time, by_step
+from diffusers_ref.schedulers.thresholding import limit_x0
 
 
 class _Step(NamedTuple):
-    """The coefficients of one step, rounded as the recipe rounds them. They are numbers, so no device waits for them."""
+    """The coefficients of one step, rounded as the recipe rounds them."""
 
     x0_sample: float  # x̂_0 = x0_sample · x_t − x0_output · output
     x0_output: float
     mean_x0: float  # μ̃ = (mean_x0 · x̂_0 + mean_sample · x_t) / mean_divisor
     mean_sample: float
-    mean_divisor: float | None  # None: 1
+    mean_divisor: float
     noise_mask: float  # 0 in the step that ends the chain, else 1
     std: float  # σ_t of the fixed variances, masked
     min_log: float  # log β̃_t
@@ -101,45 +98,17 @@ class DDPMScheduler(SchedulerMixin):
     ) -> None:
         self._prediction = choose(PredictionType, "prediction_type", prediction_type)
         self._variance = choose(VarianceType, "variance_type", variance_type)
-        self._spacing = choose(TimestepSpacing, "timestep_spacing", timestep_spacing)
+        self._large_variance = self._variance in (VarianceType.FIXED_LARGE, VarianceType.FIXED_LARGE_LOG)
         self._prepare(default_coefficients=Coefficients.FLOAT64)
         if self._variance.is_learned and self._table.coefficients is Coefficients.FLOAT32_CUMPROD:
             raise ConfigError(
-                f"variance_type={variance_type!r} needs coefficients='float64'; 'float32_cumprod' has fixed variances only"
+                f"variance_type={variance_type!r} needs coefficients='float64': 'float32_cumprod' knows fixed variances"
             )
-
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: Sequence[int] | None = None,
-        respacing: str | Sequence[int] | None = None,
-    ) -> None:
-        """Choose the grid and begin anew; the arguments are those of `timesteps.make_grid`."""
-        config = self.config
-        self._grid = make_grid(
-            self._spacing,
-            config.num_train_timesteps,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            respacing=respacing,
-            steps_offset=config.steps_offset,
-        )
-        self._steps: dict[torch.dtype, list[_Step]] = {}
-        self.num_inference_steps = len(self._grid)
-        self._place(self._grid, torch.tensor(self._grid, device=device))
-        self._coefficients(torch.float32)
-
-    def network_timestep(self, timestep: int | float | Tensor) -> int | float | Tensor:
-        """What the network is given as time: `timestep`, or float32 timestep · (1000/T) under `rescale_timesteps`."""
-        if not self.config.rescale_timesteps:
-            return timestep
-        return torch.as_tensor(timestep).float() * (1000.0 / len(self))
 
     def step(
         self,
         model_output: Tensor,
-        timestep: int | float | Tensor,
+        timestep: Time | Tensor,
         sample: Tensor,
         generator: Generators = None,
         variance_noise: Tensor | None = None,
@@ -151,10 +120,12 @@ class DDPMScheduler(SchedulerMixin):
         sample: (B, C, ...). generator: where z is drawn from. variance_noise: (B, C, ...), z itself, instead of a draw.
         Returns x_{t-1} and x̂_0 in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
 
-        Raises ValueError before `set_timesteps`, for a timestep that is not in the list, and for shapes that do not fit.
+        Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit.
         """
         dtype = self._check(model_output, sample, channel_factor=2 if self._variance.is_learned else 1)
-        c = self._coefficients(dtype)[self._advance(timestep)]
+        coefficients = self._coefficients(dtype)
+        z = self._noise(sample, generator, variance_noise, dtype)
+        c = coefficients[self._advance(timestep)]
         x, output = sample.to(dtype), model_output.to(dtype)
         variance_values = None
         if self._variance.is_learned:
@@ -163,25 +134,19 @@ class DDPMScheduler(SchedulerMixin):
         x0 = output
         if self._prediction is not PredictionType.SAMPLE:
             x0 = c.x0_sample * x - c.x0_output * output  # eq. 9 solved for x_0, eq. 15
-        x0 = self._limited(x0)
+        x0 = limit_x0(x0, self.config)
 
         mean = output
         if self._prediction is not PredictionType.PREVIOUS_SAMPLE:
             mean = c.mean_x0 * x0 + c.mean_sample * x  # eq. 7
-            if c.mean_divisor is not None:
+            if c.mean_divisor != 1:
                 mean = mean / c.mean_divisor
 
-        z = self._noise(sample, generator, variance_noise, dtype)
         std = c.std if variance_values is None else self._learned_std(variance_values, c)
         prev_sample = mean + std * z  # Algorithm 2, line 4
 
         result = SchedulerOutput(prev_sample.to(sample.dtype), x0.to(sample.dtype))
         return result if return_dict else result.to_tuple()
-
-    def _limited(self, x0: Tensor) -> Tensor:
-        if self.config.thresholding:
-            return dynamic_threshold(x0, self.config.dynamic_thresholding_ratio, self.config.sample_max_value)
-        return clip(x0, self.config.clip_sample_range) if self.config.clip_sample else x0
 
     def _learned_std(self, values: Tensor, c: _Step) -> Tensor:
         """Improved DDPM, eq. 15: the log variance interpolates between log β̃_t and log β_t."""
@@ -196,76 +161,61 @@ class DDPMScheduler(SchedulerMixin):
     def _coefficients(self, dtype: torch.dtype) -> list[_Step]:
         """The coefficients of every step for arithmetic in `dtype`."""
         self._require_timesteps()
-        if dtype not in self._steps:
+        if dtype not in self._coefficient_cache:
             if self._table.coefficients is Coefficients.FLOAT32_CUMPROD:
-                steps = _float32_cumprod_steps(self._table, self._grid, self._prediction, dtype)
+                steps = self._float32_cumprod_steps(dtype)
             else:
-                large = self._variance in (VarianceType.FIXED_LARGE, VarianceType.FIXED_LARGE_LOG)
-                steps = _float64_steps(self._table, self._grid, self._spacing, self._prediction, large, dtype)
-            for t, c in zip(self._grid, steps):
+                steps = self._float64_steps(dtype)
+            for t, c in zip(self._grid, steps, strict=True):
                 if not (math.isfinite(c.x0_sample) and math.isfinite(c.x0_output)):
                     raise ValueError(
-                        f"at timestep {t}, x_0 cannot be derived from prediction_type={self._prediction.value!r}: it would "
-                        "need a division by 0; use a grid without that timestep, or another prediction type"
+                        f"at timestep {t}, x_0 cannot be derived from prediction_type={self._prediction.value!r} "
+                        "without a division by 0; use a grid without that timestep, or another prediction type"
                     )
-            self._steps[dtype] = steps
-        return self._steps[dtype]
+            self._coefficient_cache[dtype] = steps
+        return self._coefficient_cache[dtype]
 
+    def _float64_steps(self, dtype: torch.dtype) -> list[_Step]:
+        """hojonathanho, openai: float64 tables of the chain, rounded to float32 when used; exp is arithmetic."""
+        chain = Chain.along(self._table, self._grid, self._spacing)
+        of_sample = of_output = np.zeros(len(self._grid))
+        if self._prediction is PredictionType.PREVIOUS_SAMPLE:
+            output_factor, sample_factor = chain.x0_from_previous
+            of_sample, of_output = -sample_factor, -output_factor
+        elif self._prediction is PredictionType.V_PREDICTION:
+            of_sample, of_output = chain.x0_from_velocity
+        elif self._prediction is PredictionType.EPSILON:
+            of_sample, of_output = chain.x0_from_epsilon
+        tables = (of_sample, of_output, *chain.posterior_mean, chain.log_posterior_variance, chain.log_beta)
+        *factors, min_log, max_log = (torch.from_numpy(table.astype(np.float32)).to(dtype) for table in tables)
 
-def _float64_steps(
-    table: NoiseTable,
-    grid: list[int],
-    spacing: TimestepSpacing,
-    prediction: PredictionType,
-    large_variance: bool,
-    dtype: torch.dtype,
-) -> list[_Step]:
-    """hojonathanho, openai: float64 tables of the chain, rounded to float32 when used; exp(½ log σ²) is arithmetic."""
-    chain = Chain.along(table, grid, spacing)
-    if prediction is PredictionType.PREVIOUS_SAMPLE:
-        output_factor, sample_factor = chain.x0_from_previous
-        of_sample, of_output = -sample_factor, -output_factor
-    elif prediction is PredictionType.V_PREDICTION:
-        of_sample, of_output = chain.x0_from_velocity
-    elif prediction is PredictionType.EPSILON:
-        of_sample, of_output = chain.x0_from_epsilon
-    else:
-        of_sample = of_output = np.zeros(len(grid))
-    mask = [0.0 if is_last or t == 0 else 1.0 for t, is_last in _with_end(grid)]
-    log_variance = chain.log_beta if large_variance else chain.log_posterior_variance
-    std = torch.exp(0.5 * torch.from_numpy(log_variance).float().to(dtype)).tolist()
-    columns = [of_sample, of_output, *chain.posterior_mean, chain.log_posterior_variance, chain.log_beta]
-    rows = zip(*(column.astype(np.float32).tolist() for column in columns))
-    return [
-        _Step(x0_sample, x0_output, mean_x0, mean_sample, None, m, m * s, min_log, max_log)
-        for (x0_sample, x0_output, mean_x0, mean_sample, min_log, max_log), m, s in zip(rows, mask, std)
-    ]
+        mask = self._noise_mask(dtype)
+        std = mask * torch.exp(0.5 * (max_log if self._large_variance else min_log))
+        return [_Step(*row) for row in by_step(*factors, torch.ones_like(mask), mask, std, min_log, max_log)]
 
-
-def _float32_cumprod_steps(
-    table: NoiseTable, grid: list[int], prediction: PredictionType, dtype: torch.dtype
-) -> list[_Step]:
-    """ermongroup, `ddpm_steps`: float32 ᾱ, coefficients from it in the dtype of the arithmetic; σ_t² is always β_t."""
-    a = table.alphas_cumprod[grid].to(dtype)
-    a_prev = torch.cat([a[1:], a.new_ones(1)])
-    beta = 1 - a / a_prev
-    mean_x0 = a_prev.sqrt() * beta
-    mean_sample = (1 - beta).sqrt() * (1 - a_prev)
-    divisor = 1.0 - a
-    if prediction is PredictionType.PREVIOUS_SAMPLE:
-        of_sample, of_output = -mean_sample / mean_x0, -divisor / mean_x0
-    elif prediction is PredictionType.V_PREDICTION:
-        of_sample, of_output = a.sqrt(), (1 - a).sqrt()
-    elif prediction is PredictionType.EPSILON:
-        of_sample, of_output = (1.0 / a).sqrt(), (1.0 / a - 1).sqrt()
-    else:
+    def _float32_cumprod_steps(self, dtype: torch.dtype) -> list[_Step]:
+        """ermongroup, `ddpm_steps`: everything is arithmetic on the float32 ᾱ; σ_t² is always β_t."""
+        a = self.alphas_cumprod[self._grid].to(dtype)
+        a_prev = torch.cat([a[1:], a.new_ones(1)])
+        beta = 1 - a / a_prev
+        mean_x0 = a_prev.sqrt() * beta
+        mean_sample = (1 - beta).sqrt() * (1 - a_prev)
+        mean_divisor = 1.0 - a
         of_sample = of_output = torch.zeros_like(a)
-    mask = torch.tensor([0.0 if is_last or t == 0 else 1.0 for t, is_last in _with_end(grid)], dtype=dtype)
-    log_variance = beta.log()
-    std = mask * torch.exp(0.5 * log_variance)
-    columns = (of_sample, of_output, mean_x0, mean_sample, divisor, mask, std, log_variance, log_variance)
-    return [_Step(*row) for row in zip(*(column.tolist() for column in columns))]
+        if self._prediction is PredictionType.PREVIOUS_SAMPLE:
+            of_sample, of_output = -mean_sample / mean_x0, -mean_divisor / mean_x0
+        elif self._prediction is PredictionType.V_PREDICTION:
+            of_sample, of_output = a.sqrt(), (1 - a).sqrt()
+        elif self._prediction is PredictionType.EPSILON:
+            of_sample, of_output = (1.0 / a).sqrt(), (1.0 / a - 1).sqrt()
 
+        mask, log_beta = self._noise_mask(dtype), beta.log()
+        std = mask * torch.exp(0.5 * log_beta)
+        columns = (of_sample, of_output, mean_x0, mean_sample, mean_divisor, mask, std, log_beta, log_beta)
+        return [_Step(*row) for row in by_step(*columns)]
 
-def _with_end(grid: list[int]) -> list[tuple[int, bool]]:
-    return [(t, index == len(grid) - 1) for index, t in enumerate(grid)]
+    def _noise_mask(self, dtype: torch.dtype) -> Tensor:
+        """0 where the chain ends, and at every repeat of timestep 0; else 1."""
+        mask = (torch.tensor(self._grid) != 0).to(dtype)
+        mask[-1] = 0
+        return mask

@@ -1,13 +1,13 @@
-"""Pseudo Numerical Methods for Diffusion Models on Manifolds (arXiv 2202.09778), Algorithms 1 and 2.
+"""Pseudo Numerical Methods for Diffusion Models on Manifolds (arXiv 2202.09778), Algorithm 2.
 
-    code                  paper (its ᾱ_t is written ᾱ_t here too)
+    code                  paper
     sample                x_t
     epsilon               ε_θ(x_t, t), or e_t
-    transfer              φ(x_t, ε, t, t−δ), eq. 11
+    transfer              φ(x_t, ε, t, t−δ), eq. 9 and 11
     history               e_{t+δ}, e_{t+2δ}, e_{t+3δ}, newest first
 
-A grid step needs one, two or four evaluations of the network. `timesteps` lists the evaluations in order, and `step` maps
-each output to the input of the next one:
+A grid step needs one, two or four evaluations of the network. `timesteps` lists the evaluations in order, and `step`
+maps each output to the input of the next one:
 
     Runge–Kutta (eq. 13)         4 evaluations: at t, twice between t and t−δ, at t−δ
     improved Euler               2 evaluations: at t and at t−δ
@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import register_to_config
+from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.conventions import (
     BetaSchedule,
     Coefficients,
@@ -36,10 +37,7 @@ from diffusers_ref.schedulers.conventions import (
     TimestepSpacing,
     choose,
 )
-from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput
-from diffusers_ref.schedulers.timesteps import make_grid
-
-Time = Union[int, float]
+from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time, by_step
 
 
 class _Stage(Enum):
@@ -67,7 +65,7 @@ class _Evaluation(NamedTuple):
 
 
 class _PaperTransfer(NamedTuple):
-    """Eq. 11, in luping-liu's order of operations."""
+    """Eq. 9, in luping-liu's order of operations."""
 
     gap: float  # ᾱ_end − ᾱ_start
     of_sample: float
@@ -111,13 +109,13 @@ class PNDMScheduler(SchedulerMixin):
         timestep_spacing, steps_offset: the grid, see `TimestepSpacing`.
     Conventions of originals:
         coefficients: see `Coefficients`; by default "compvis" for scaled_linear, else "float32_cumprod".
-        solver: None follows `skip_prk_steps`, with the published grids. An original's solver replaces the grid rule "leading"
-            by its own "ddim_uniform", and `skip_prk_steps` has no effect:
-            "f_pndm", "s_pndm" (luping-liu) read ᾱ one entry later than the time says, so that the process ends at ᾱ_0, at
-            time −1; midpoints may be half-integers, and the network is evaluated at −0.5 and −1 too where the grid is short.
+        solver: None follows `skip_prk_steps`, with the published grids. An original's solver replaces the grid rule
+            "leading" by its own "ddim_uniform", and `skip_prk_steps` has no effect:
+            "f_pndm", "s_pndm" (luping-liu) read ᾱ one entry later than the time says, so the process ends at ᾱ_0, at
+            time −1; midpoints may be half-integers, and a short grid evaluates the network at −0.5 and −1 too.
             "plms" (CompVis) adds 1 to its grid.
 
-    The multistep method takes as many past outputs as there are, up to its order: it also starts in the middle of the list.
+    The multistep method takes as many past outputs as there are, up to its order: it can start in the middle, too.
     """
 
     convention_options = frozenset({"coefficients", "solver"})
@@ -139,7 +137,6 @@ class PNDMScheduler(SchedulerMixin):
         solver: str | None = None,
     ) -> None:
         self._prediction = choose(PredictionType, "prediction_type", prediction_type, allowed=_PREDICTION_TYPES)
-        self._spacing = choose(TimestepSpacing, "timestep_spacing", timestep_spacing)
         self._solver = None if solver is None else choose(Solver, "solver", solver)
         scaled = beta_schedule == BetaSchedule.SCALED_LINEAR.value
         self._prepare(default_coefficients=Coefficients.COMPVIS if scaled else Coefficients.FLOAT32_CUMPROD)
@@ -147,55 +144,26 @@ class PNDMScheduler(SchedulerMixin):
         self._max_order = 2 if self._solver is Solver.S_PNDM else 4
         self._is_plms = self._solver is Solver.PLMS or (self._solver is None and skip_prk_steps)
 
-    @property
-    def final_alpha_cumprod(self) -> Tensor:
-        """The ᾱ that follows the last timestep of the grid, except for luping-liu's solvers, which end at ᾱ_0."""
-        return torch.ones_like(self.alphas_cumprod[0]) if self.config.set_alpha_to_one else self.alphas_cumprod[0].clone()
-
     # --- the list of evaluations -------------------------------------------------------------------------------------
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: Sequence[int] | None = None,
-        respacing: str | Sequence[int] | None = None,
-    ) -> None:
-        """Choose the grid and begin anew; the arguments are those of `timesteps.make_grid`.
+    def _grid_rule(self) -> tuple[TimestepSpacing, int]:
+        own_grid = self._solver is not None and self._spacing is TimestepSpacing.LEADING
+        spacing = TimestepSpacing.DDIM_UNIFORM if own_grid else self._spacing
+        return spacing, 1 if self._solver is Solver.PLMS else self.config.steps_offset
 
-        `timesteps` becomes the list of network evaluations, which is longer than the grid.
-        """
-        spacing, offset = self._spacing, self.config.steps_offset
-        if self._solver is not None and spacing is TimestepSpacing.LEADING:
-            spacing = TimestepSpacing.DDIM_UNIFORM
-        if self._solver is Solver.PLMS:
-            offset = 1
-        grid = make_grid(
-            spacing,
-            self.config.num_train_timesteps,
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            respacing=respacing,
-            steps_offset=offset,
-        )
+    def _list_evaluations(self, grid: list[int], explicit: bool) -> list[Time]:
         if self._shifted and grid[0] == len(self) - 1:
             raise ValueError(
-                f"solver={self._solver.value!r} reads abar one entry after the timestep, so its grid must begin below "
-                f"{len(self) - 1}, but it begins there; take fewer steps, or explicit timesteps"
+                f"solver={self.config.solver!r} reads abar one entry after the timestep, so its grid must begin below "
+                f"{len(self) - 1}, but it begins there; take another number of steps, or explicit timesteps"
             )
-        published = timesteps is None and spacing in _PUBLISHED_SPACINGS
-        half_stride = len(self) // len(grid) // 2 if published else None
-        self._plan = self._make_plan(grid, half_stride)
-        self._steps: dict[torch.dtype, list[_Step]] = {}
-        self.num_inference_steps = len(grid)
-        times = [evaluation.time for evaluation in self._plan]
-        dtype = torch.float32 if self._shifted else torch.int64
-        self._place(times, torch.tensor(times, dtype=dtype, device=device))
-        self._coefficients(torch.float32)
+        published = not explicit and self._grid_rule()[0] in _PUBLISHED_SPACINGS
+        self._plan = self._make_plan(grid, half_stride=len(self) // len(grid) // 2 if published else None)
+        return [float(item.time) if self._shifted else item.time for item in self._plan]
 
     def _make_plan(self, grid: list[int], half_stride: int | None) -> list[_Evaluation]:
         plan: list[_Evaluation] = []
-        for index, (t, t_next) in enumerate(zip(grid, [*grid[1:], _END])):
+        for index, (t, t_next) in enumerate(zip(grid, [*grid[1:], _END], strict=True)):
             is_last = index == len(grid) - 1
             if self._is_plms and index == 0 and (not is_last or self._solver is Solver.PLMS):
                 # CompVis repeats the last time of its grid where there is no next one.
@@ -216,28 +184,27 @@ class PNDMScheduler(SchedulerMixin):
 
     def _restart(self) -> None:
         self._history: list[Tensor] = []
-        self._base: Tensor | None = None
-        self._sum: Tensor | None = None
+        self._base = self._sum = torch.empty(0)  # Filled by the first evaluation of a step.
 
     # --- one evaluation ----------------------------------------------------------------------------------------------
 
     def step(
         self,
         model_output: Tensor,
-        timestep: int | float | Tensor,
+        timestep: Time | Tensor,
         sample: Tensor,
-        generator: None = None,
+        generator: Generators = None,
         variance_noise: None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor, ...]:
         """Take the output of one evaluation; return the input of the next.
 
         model_output, sample: (B, C, ...). timestep: an entry of `timesteps`. generator: not used, no noise is drawn.
-        Returns the next input and, for PLMS, x̂_0, in the dtype of `sample`; the arithmetic is in that dtype, at least in
-        float32.
+        Returns the next input and, for PLMS, x̂_0, in the dtype of `sample`; the arithmetic is in that dtype, at least
+        in float32.
 
-        Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit, and for
-        `variance_noise`.
+        Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit,
+        and for `variance_noise`.
         """
         if variance_noise is not None:
             raise ValueError("variance_noise is not allowed: a PNDM step adds no noise")
@@ -251,9 +218,8 @@ class PNDMScheduler(SchedulerMixin):
         if step.stage in _BEGINS_STEP:
             self._base = x
             self._history = [epsilon, *self._history[: self._max_order - 1]]
-        base, epsilon = self._base, self._combined(epsilon, step.stage)
+        prev_sample, x0 = step.transfer(self._base, self._combined(epsilon, step.stage))
 
-        prev_sample, x0 = step.transfer(base, epsilon)
         result = SchedulerOutput(prev_sample.to(sample.dtype), None if x0 is None else x0.to(sample.dtype))
         return result if return_dict else result.to_tuple()
 
@@ -277,7 +243,7 @@ class PNDMScheduler(SchedulerMixin):
         if len(weights) == 1:
             return self._history[0]
         total = weights[0] * self._history[0]
-        for weight, epsilon in zip(weights[1:], self._history[1:]):
+        for weight, epsilon in zip(weights[1:], self._history[1:], strict=True):
             total = total + weight * epsilon
         return total / divisor if self._is_plms else (1 / divisor) * total
 
@@ -286,27 +252,25 @@ class PNDMScheduler(SchedulerMixin):
     def _coefficients(self, dtype: torch.dtype) -> list[_Step]:
         """The coefficients of every evaluation for arithmetic in `dtype`."""
         self._require_timesteps()
-        if dtype not in self._steps:
+        if dtype not in self._coefficient_cache:
             exact = self._table.coefficients is Coefficients.FLOAT64
-            work = torch.float64 if exact else dtype
-            start, end, here = (
-                torch.stack([self._abar(time) for time in times]).to(work)
-                for times in zip(*((item.start, item.end, item.time) for item in self._plan))
-            )
-            columns = (_compvis_transfer if self._is_plms else _paper_transfer)(start, end)
+            starts, ends, times = zip(*((item.start, item.end, item.time) for item in self._plan), strict=True)
+            a, a_end, a_here = (self._abar(at).to(torch.float64 if exact else dtype) for at in (starts, ends, times))
+            factors = (_compvis_factors if self._is_plms else _paper_factors)(a, a_end)
+            columns = (*factors, a_here.sqrt(), (1 - a_here).sqrt())
+            rows = by_step(*(column.float() if exact else column for column in columns))
             kind = _CompVisTransfer if self._is_plms else _PaperTransfer
-            rows = [[v.float() if exact else v for v in group] for group in (columns, (here.sqrt(), (1 - here).sqrt()))]
-            transfers, velocities = ([*zip(*(column.tolist() for column in group))] for group in rows)
-            self._steps[dtype] = [
-                _Step(item.stage, kind(*transfer), *velocity)
-                for item, transfer, velocity in zip(self._plan, transfers, velocities)
+            self._coefficient_cache[dtype] = [
+                _Step(item.stage, kind(*row[:-2]), *row[-2:]) for item, row in zip(self._plan, rows, strict=True)
             ]
-        return self._steps[dtype]
+        return self._coefficient_cache[dtype]
 
-    def _abar(self, time: Time) -> Tensor:
-        if self._shifted:
-            return self.alphas_cumprod[int(time) + 1]  # Truncates towards zero: midpoint −0.5 reads the entry after −1.
-        return self.final_alpha_cumprod if time == _END else self.alphas_cumprod[int(time)]
+    def _abar(self, times: Sequence[Time]) -> Tensor:
+        """(n,) ᾱ at each time, in the precision of the table."""
+        if self._shifted:  # Truncates towards zero: the midpoint −0.5 reads the entry after −1.
+            return self.alphas_cumprod[[int(time) + 1 for time in times]]
+        levels = torch.cat([self.alphas_cumprod, self.final_alpha_cumprod.view(1)])
+        return levels[[int(time) for time in times]]  # _END reads the last of them.
 
 
 def _runge_kutta(t: int, t_next: int, middle: Time) -> list[_Evaluation]:
@@ -322,13 +286,13 @@ def _improved_euler(t: int, t_next: int, second_time: int) -> list[_Evaluation]:
     return [_Evaluation(t, _Stage.EULER_1, t, t_next), _Evaluation(second_time, _Stage.EULER_2, t, t_next)]
 
 
-def _paper_transfer(a: Tensor, a_end: Tensor) -> tuple[Tensor, ...]:
+def _paper_factors(a: Tensor, a_end: Tensor) -> tuple[Tensor, ...]:
     of_sample = 1 / (a.sqrt() * (a.sqrt() + a_end.sqrt()))
     of_epsilon = 1 / (a.sqrt() * (((1 - a_end) * a).sqrt() + ((1 - a) * a_end).sqrt()))
     return a_end - a, of_sample, of_epsilon
 
 
-def _compvis_transfer(a: Tensor, a_end: Tensor) -> tuple[Tensor, ...]:
+def _compvis_factors(a: Tensor, a_end: Tensor) -> tuple[Tensor, ...]:
     sqrt_one_minus = torch.from_numpy(np.sqrt((1.0 - a).numpy()))  # CompVis takes this one root in NumPy.
     return a.sqrt(), sqrt_one_minus, a_end.sqrt(), (1.0 - a_end).sqrt()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -13,9 +14,12 @@ from diffusers_ref.configuration import ConfigMixin
 from diffusers_ref.outputs import BaseOutput
 from diffusers_ref.random import Generators, randn
 from diffusers_ref.schedulers.betas import NoiseTable, make_betas
-from diffusers_ref.schedulers.conventions import BetaSchedule, Coefficients, choose
+from diffusers_ref.schedulers.conventions import BetaSchedule, Coefficients, TimestepSpacing, choose
+from diffusers_ref.schedulers.timesteps import make_grid
 
 Self = TypeVar("Self", bound="SchedulerMixin")
+Time = int | float
+"""A time that the network is given: a training timestep, or a half-integer between two of them."""
 
 
 @dataclass(eq=False)
@@ -23,7 +27,7 @@ class SchedulerOutput(BaseOutput):
     """What `step` returns.
 
     prev_sample: (B, C, ...) the next input of the network; after the last evaluation, the result.
-    pred_original_sample: (B, C, ...) the prediction of x_0 in this step, after clipping; None where the original has none.
+    pred_original_sample: (B, C, ...) this step's prediction of x_0, after clipping; None where the original has none.
     """
 
     prev_sample: Tensor
@@ -33,8 +37,8 @@ class SchedulerOutput(BaseOutput):
 class SchedulerMixin(ConfigMixin):
     """A sampler over a discrete forward process of T training timesteps.
 
-    Use: `set_timesteps`, then for every entry t of `timesteps`, `x = step(network(x, network_timestep(t)), t, x).prev_sample`.
-    The step that follows t is the next entry of the scheduler's own list, whatever rule or user made it.
+    Use: `set_timesteps`, then `x = step(network(x, network_timestep(t)), t, x).prev_sample` for every t of `timesteps`.
+    What follows t is the next entry of the scheduler's own list, whatever rule or user made it.
     """
 
     config_name = "scheduler_config.json"
@@ -52,12 +56,14 @@ class SchedulerMixin(ConfigMixin):
     """Entries of the grid; None before `set_timesteps`."""
 
     _table: NoiseTable
+    _spacing: TimestepSpacing
 
     # --- construction and files --------------------------------------------------------------------------------------
 
     def _prepare(self, default_coefficients: Coefficients) -> None:
         """Build the tables that `self.config` describes; called once, by the constructors."""
         config = self.config
+        self._spacing = choose(TimestepSpacing, "timestep_spacing", config.timestep_spacing)
         schedule = choose(BetaSchedule, "beta_schedule", config.beta_schedule)
         coefficients = default_coefficients
         if config.coefficients is not None:
@@ -72,7 +78,7 @@ class SchedulerMixin(ConfigMixin):
             coefficients=coefficients,
         )
         self._table = NoiseTable.from_betas(betas, coefficients)
-        self._place([], torch.arange(config.num_train_timesteps - 1, -1, -1))
+        self.timesteps = torch.arange(config.num_train_timesteps - 1, -1, -1)
         self.num_inference_steps = None
 
     @classmethod
@@ -81,8 +87,8 @@ class SchedulerMixin(ConfigMixin):
     ) -> Self:
         """Make a scheduler from `scheduler_config.json` of a folder or of a Hub repository.
 
-        options: `revision`, `cache_dir`, `local_files_only` and `token` say where the file is found; every other keyword
-        overrides the option of the config with that name.
+        options: `revision`, `cache_dir`, `local_files_only` and `token` say where the file is found; every other
+        keyword overrides the option of the config with that name.
         """
         from diffusers_ref.loading import resolve_folder
 
@@ -108,15 +114,61 @@ class SchedulerMixin(ConfigMixin):
         """(T,) abar_t, on the CPU: float64 for the coefficients "float64", else float32."""
         return self._table.alphas_cumprod
 
+    @property
+    def final_alpha_cumprod(self) -> Tensor:
+        """() the abar that follows the last timestep of the grid: 1, or abar_0 where `set_alpha_to_one` is false."""
+        first = self.alphas_cumprod[0]
+        return torch.ones_like(first) if self.config.get("set_alpha_to_one", True) else first.clone()
+
     # --- the list of timesteps and the place in it -------------------------------------------------------------------
 
-    def _place(self, times: list[int] | list[float], timesteps: Tensor) -> None:
-        """Take a new list of evaluations and stand before its first entry."""
-        self.timesteps = timesteps
-        self._times = times
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[int] | None = None,
+        respacing: str | Sequence[int] | None = None,
+    ) -> None:
+        """Choose the grid and begin anew, as if the scheduler had just been made.
+
+        Exactly one of these says which of the T training timesteps are visited:
+        num_inference_steps: how many, 1 to T, by the rule of `timestep_spacing` (some rules visit more than asked).
+        timesteps: the grid itself, in descending order.
+        respacing: sections of the spacing "improved_diffusion", as "10,15,20", [10, 15, 20] or "ddim25".
+
+        device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
+        """
+        spacing, offset = self._grid_rule()
+        grid = make_grid(
+            spacing,
+            len(self),
+            num_inference_steps=num_inference_steps,
+            timesteps=timesteps,
+            respacing=respacing,
+            steps_offset=offset,
+        )
+        times = self._list_evaluations(grid, explicit=timesteps is not None)
+        dtype = torch.int64 if all(isinstance(time, int) for time in times) else torch.float32
+        self.timesteps = torch.tensor(times, dtype=dtype, device=device)
+        self.num_inference_steps = len(grid)
+        self._grid, self._times = grid, times
         self._begin_index: int | None = None
         self._step_index: int | None = None
+        self._coefficient_cache: dict[Any, list[Any]] = {}
         self._restart()
+        self._coefficients(torch.float32)
+
+    def _grid_rule(self) -> tuple[TimestepSpacing, int]:
+        """The rule of the grid and the offset that is added to it."""
+        return self._spacing, self.config.steps_offset
+
+    def _list_evaluations(self, grid: list[int], explicit: bool) -> list[Time]:
+        """The time of every evaluation of the network on `grid`; `explicit` if the user gave it."""
+        return list(grid)
+
+    def _coefficients(self, dtype: torch.dtype) -> list[Any]:
+        """The coefficients of every entry of `timesteps`, for arithmetic in `dtype`."""
+        raise NotImplementedError
 
     def _restart(self) -> None:
         """Forget what earlier steps left; a multistep method overrides it."""
@@ -144,7 +196,7 @@ class SchedulerMixin(ConfigMixin):
         self._begin_index = self._step_index = begin_index
         self._restart()
 
-    def _advance(self, timestep: int | float | Tensor) -> int:
+    def _advance(self, timestep: Time | Tensor) -> int:
         """The entry that `timestep` is for, by the place in the list; moves the place on by one.
 
         A timestep that is not the expected one begins anew at the first entry that has its value.
@@ -157,10 +209,12 @@ class SchedulerMixin(ConfigMixin):
         self._step_index = index + 1
         return index
 
-    def _locate(self, timestep: int | float | Tensor, expected: int | None) -> int:
+    def _locate(self, timestep: Time | Tensor, expected: int | None) -> int:
         if isinstance(timestep, Tensor):
             if timestep.numel() != 1:
-                raise ValueError(f"step takes one timestep for the whole batch, not a tensor of shape {tuple(timestep.shape)}")
+                raise ValueError(
+                    f"step takes one timestep for the whole batch, not a tensor of shape {tuple(timestep.shape)}"
+                )
             if timestep.device.type != "cpu":
                 index = self._entry_without_sync(timestep)
                 if index is not None and (index == expected or self._begins_step(index)):
@@ -171,7 +225,9 @@ class SchedulerMixin(ConfigMixin):
         for index, time in enumerate(self._times):
             if time == timestep and self._begins_step(index):
                 return index
-        raise ValueError(f"timestep {timestep} does not begin a step of this scheduler; its timesteps: {_abridged(self._times)}")
+        raise ValueError(
+            f"timestep {timestep} does not begin a step of this scheduler; its timesteps: {_abridged(self._times)}"
+        )
 
     def _entry_without_sync(self, timestep: Tensor) -> int | None:
         """The entry of which `timestep` is a view, found by address, as reading a device's memory would wait for it."""
@@ -186,13 +242,18 @@ class SchedulerMixin(ConfigMixin):
 
     # --- the sampling loop's input -----------------------------------------------------------------------------------
 
-    def scale_model_input(self, sample: Tensor, timestep: int | float | Tensor | None = None) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: Time | Tensor | None = None) -> Tensor:
         """The network's input for `sample`: the sample itself."""
         return sample
 
-    def network_timestep(self, timestep: int | float | Tensor) -> int | float | Tensor:
-        """What the network is given as time at the entry `timestep` of `timesteps`: the entry itself."""
-        return timestep
+    def network_timestep(self, timestep: Time | Tensor) -> Time | Tensor:
+        """What the network is given as time at the entry `timestep` of `timesteps`.
+
+        The entry itself; with the option `rescale_timesteps` (openai), timestep · (1000/T) as a float32 tensor.
+        """
+        if not self.config.get("rescale_timesteps", False):
+            return timestep
+        return torch.as_tensor(timestep).float() * (1000.0 / len(self))
 
     def _check(self, model_output: Tensor, sample: Tensor, channel_factor: int = 1) -> torch.dtype:
         """Raise on input that does not fit; returns the dtype of the arithmetic: the sample's, at least float32."""
@@ -213,7 +274,9 @@ class SchedulerMixin(ConfigMixin):
             )
         return torch.float64 if sample.dtype == torch.float64 else torch.float32
 
-    def _noise(self, sample: Tensor, generator: Generators, variance_noise: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _noise(
+        self, sample: Tensor, generator: Generators, variance_noise: Tensor | None, dtype: torch.dtype
+    ) -> Tensor:
         """The draw of one step: the given one, or a new one from `generator`."""
         if variance_noise is None:
             return randn(sample.shape, generator, sample.device, dtype)
@@ -221,7 +284,9 @@ class SchedulerMixin(ConfigMixin):
             raise ValueError("give either generator or variance_noise, not both")
         if not isinstance(variance_noise, Tensor) or variance_noise.shape != sample.shape:
             given = tuple(variance_noise.shape) if isinstance(variance_noise, Tensor) else type(variance_noise).__name__
-            raise ValueError(f"variance_noise must be a tensor of the sample's shape {tuple(sample.shape)}, not {given}")
+            raise ValueError(
+                f"variance_noise must be a tensor of the sample's shape {tuple(sample.shape)}, not {given}"
+            )
         return variance_noise.to(sample.device, dtype)
 
     # --- the forward process -----------------------------------------------------------------------------------------
@@ -245,13 +310,18 @@ class SchedulerMixin(ConfigMixin):
         times = torch.as_tensor(timesteps).cpu()
         if times.is_floating_point() or times.is_complex() or times.dtype == torch.bool:
             raise ValueError(f"timesteps must be integers, not {times.dtype}")
-        if times.ndim > 1 or times.ndim == 1 and len(times) not in (1, len(x0)):
+        if times.ndim > 1 or (times.ndim == 1 and len(times) not in (1, len(x0))):
             raise ValueError(f"timesteps has the shape {tuple(times.shape)}; allowed: () or ({len(x0)},)")
-        if times.numel() and not (0 <= int(times.min()) and int(times.max()) < len(self)):
+        if times.numel() and (times.min() < 0 or times.max() >= len(self)):
             raise ValueError(f"timesteps {times.tolist()} are out of range; allowed: 0 to {len(self) - 1}")
         shape = (-1, *[1] * (x0.ndim - 1))
         signal, noise_level = self._table.forward_coefficients(times.long().reshape(-1), dtype)
         return signal.to(x0.device).view(shape), noise_level.to(x0.device).view(shape)
+
+
+def by_step(*columns: Tensor) -> Iterator[tuple[float, ...]]:
+    """Columns (n,) of coefficients as n rows of numbers: exact, and no device has to wait for them."""
+    return zip(*(column.tolist() for column in columns), strict=True)
 
 
 def _abridged(values: list[Any], most: int = 8) -> str:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor
 
 
-def clip(x0: Tensor, limit: float) -> Tensor:
-    """Clamp to [-limit, limit]."""
-    return x0.clamp(-limit, limit)
+def limit_x0(x0: Tensor, config: Mapping[str, Any]) -> Tensor:
+    """Limit x_0 as the options `thresholding` (which wins) and `clip_sample` of a scheduler say."""
+    if config["thresholding"]:
+        return dynamic_threshold(x0, config["dynamic_thresholding_ratio"], config["sample_max_value"])
+    if config["clip_sample"]:
+        return x0.clamp(-config["clip_sample_range"], config["clip_sample_range"])
+    return x0
 
 
 def dynamic_threshold(x0: Tensor, ratio: float, max_value: float) -> Tensor:

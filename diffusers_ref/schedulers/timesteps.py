@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,9 +33,11 @@ def make_grid(
 
     Raises ValueError that says what was given and what is allowed.
     """
-    given = [name for name, value in _requests(num_inference_steps, timesteps, respacing) if value is not None]
+    requests = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "respacing": respacing}
+    given = [name for name, value in requests.items() if value is not None]
     if len(given) != 1:
-        raise ValueError(f"give one of num_inference_steps, timesteps and respacing, not {' and '.join(given) or 'none'}")
+        what = " and ".join(given) or "none"
+        raise ValueError(f"give exactly one of num_inference_steps, timesteps and respacing; given: {what}")
     if timesteps is not None:
         return _explicit(timesteps, num_train_timesteps, repeats=spacing is TimestepSpacing.DDIM_QUAD)
     if respacing is not None:
@@ -48,7 +51,7 @@ def make_grid(
     if spacing is TimestepSpacing.IMPROVED_DIFFUSION:
         return improved_diffusion(num_train_timesteps, [count])[::-1]
     rule = _RULES[spacing]
-    offset = steps_offset if spacing in _OFFSET_APPLIES else 0
+    offset = _whole_number("steps_offset", steps_offset) if spacing in _OFFSET_APPLIES else 0
     grid = [timestep + offset for timestep in rule(num_train_timesteps, count)]
     if grid[0] < 0 or grid[-1] >= num_train_timesteps:
         raise ValueError(
@@ -106,7 +109,7 @@ def improved_diffusion(num_train_timesteps: int, respacing: str | Sequence[int])
     for section, count in enumerate(counts):
         length = size + (1 if section < extra else 0)
         if count > length:
-            raise ValueError(f"respacing={respacing!r}: section {section} has {length} timesteps, fewer than {count} steps")
+            raise ValueError(f"respacing={respacing!r} takes {count} steps from section {section}, which has {length}")
         stride = (length - 1) / (count - 1) if count > 1 else 1
         position = 0.0
         for _ in range(count):
@@ -130,9 +133,10 @@ def _explicit(timesteps: Any, num_train_timesteps: int, repeats: bool) -> list[i
         raise ValueError("timesteps is empty; at least one timestep is needed")
     if max(grid) >= num_train_timesteps or min(grid) < 0:
         raise ValueError(f"timesteps from {min(grid)} to {max(grid)}; allowed: 0 to {num_train_timesteps - 1}")
-    for earlier, later in zip(grid, grid[1:]):
+    for earlier, later in pairwise(grid):
         if later > earlier or (later == earlier and not repeats):
-            raise ValueError(f"timesteps must descend{'' if repeats else ' strictly'}, but {earlier} is followed by {later}")
+            how = "descend" if repeats else "descend strictly"
+            raise ValueError(f"timesteps must {how}, but {earlier} is followed by {later}")
     return grid
 
 
@@ -146,10 +150,6 @@ def _whole_number(name: str, value: Any) -> int:
         return int(value) if isinstance(value, float) and value.is_integer() else operator.index(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} needs whole numbers, not {value!r}") from None
-
-
-def _requests(num_inference_steps: Any, timesteps: Any, respacing: Any) -> list[tuple[str, Any]]:
-    return [("num_inference_steps", num_inference_steps), ("timesteps", timesteps), ("respacing", respacing)]
 
 
 _RULES = {

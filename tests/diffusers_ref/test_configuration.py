@@ -162,7 +162,11 @@ def test_own_classes_round_trip(cls, tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [(None, "there is no configuration file"), ("{", "is not valid JSON"), ("[1]", "must hold a JSON object, not a list")],
+    [
+        (None, "there is no configuration file"),
+        ("{", "is not valid JSON"),
+        ("[1]", "must hold a JSON object, not a list"),
+    ],
 )
 def test_unreadable_files(tmp_path, text, message):
     if text is not None:

@@ -7,8 +7,7 @@ import torch
 from safetensors import safe_open
 from tiny_pipelines import tiny_unet
 
-from diffusers_ref import LoadingError, ModelMixin, UNet2DModel, WeightsError, register_to_config
-from diffusers_ref import modeling
+from diffusers_ref import LoadingError, ModelMixin, UNet2DModel, WeightsError, modeling, register_to_config
 from diffusers_ref.modeling import load_state_dict_strictly
 
 SAFE = "diffusion_pytorch_model.safetensors"
@@ -40,6 +39,7 @@ def test_round_trip_through_safetensors(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", SAFE]
     with safe_open(tmp_path / SAFE, "pt") as file:
         assert file.metadata() == {"format": "pt"}
+    assert (tmp_path / SAFE).stat().st_mode == (tmp_path / "config.json").stat().st_mode
     state = torch.random.get_rng_state()
     again = Net.from_pretrained(tmp_path)
     assert torch.equal(torch.random.get_rng_state(), state), "loading must not draw random numbers"

@@ -19,7 +19,7 @@ UNET_CONFIG: dict[str, Any] = {
 
 
 def tiny_unet(seed: int = 0, **options: Any) -> UNet2DModel:
-    """A network of two levels for images of 8 x 8, with weights of its own for every seed; global randomness is kept."""
+    """A network of two levels for images of 8 x 8; every seed has its weights, global randomness is untouched."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DModel(**(UNET_CONFIG | options)).eval()

@@ -1,0 +1,238 @@
+"""Recording networks and whole pipelines with synthetic weights.
+
+A model case is one forward pass: the output in full, and a sketch of every module's output (taps).
+A pipeline case is the original's sampling from x_T to pixels, through a checkpoint in the original's own form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from conformance.errors import ConformanceError
+from conformance.fixture import Manifest, Output, Subject, Tape, TensorFile, Weights
+from conformance.recorders.checkout import Original
+from conformance.recorders.environment import environment, recorder
+from conformance.recorders.last_layer import fit_last_layer
+from conformance.recorders.networks import Network
+from conformance.recorders.scheduler_case import MAX_FLOOR, NUDGED_RUNS, Probe, Run, floors, nudge
+from conformance.tape import recorded_draws, replayed_draws
+from conformance.weights import synthetic_state
+
+# The sinusoidal table stays float32 in the oracle, and its last bit may differ between machines.
+FLOAT64_TOLERANCE = 1e-9
+FLOAT32_PARTS = ("the sinusoidal timestep embedding",)
+
+
+@dataclass(frozen=True)
+class ModelCase:
+    """One forward pass of an original's network at times `times` (one per image)."""
+
+    name: str
+    title: str
+    location: str
+    format: str
+    config: dict[str, Any]
+    network: Callable[[], Network]
+    shape: tuple[int, int, int]
+    times: Sequence[float]
+    functions: Sequence[str]
+    changes: Sequence[str]
+    lifted: Sequence[str]
+    call: dict[str, Any] = field(default_factory=dict)
+    cls: str = "UNet2DModel"
+    seed: int = 0
+    tier: str = "default"
+
+    def record(self, original: Original, commit: str, modified: bool) -> tuple[Manifest, dict[str, torch.Tensor]]:
+        """Run the original and assemble the fixture."""
+        network = self.network()
+        network.load(synthetic_state(network.shapes(), self.seed, network.rule))
+        with recorded_draws(self.seed, lambda: 0) as log:
+            x = torch.randn(len(self.times), *self.shape)
+        t = torch.tensor(self.times)
+        y32, y64 = network(x, t), network(x.double(), t)
+        if not torch.equal(network(x, t), y32):
+            raise ConformanceError(f"{self.name}: two runs of the original differ")
+        taps32, taps64 = network.observe(x, t), network.observe(x.double(), t)
+        moved = [nudge(x, n) for n in range(NUDGED_RUNS)]
+        runs = [y32, *(network(value, t) for value in moved)]
+        tap_runs = [taps32, *(network.observe(value, t) for value in moved)]
+        names = list(taps32)
+        stacked = torch.stack([taps64[name] for name in names])
+        tensors = {
+            "inputs": x,
+            "times": t,
+            "sample": y32,
+            "sample.f64": y64,
+            "sample.floor": floors([run[None] for run in runs], y64[None]),
+            "taps.f64": stacked,
+            "taps.floor": floors([torch.stack([taps[name] for name in names]) for taps in tap_runs], stacked),
+        }
+        outputs = [Output("sample", "final", *map(float, tensors["sample.floor"][0]))]
+        outputs += [
+            Output(f"tap:{name}", "tap", *map(float, floor))
+            for name, floor in zip(names, tensors["taps.floor"], strict=True)
+        ]
+        later = network(x, t + 1)
+        information = {
+            "time_shift_effect": float((later - y32).norm() / y32.norm()),
+            "output_std": float(y32.std()),
+            "parameters": float(sum(np.prod(shape) for shape in network.shapes().values())),
+        }
+        subject = Subject(cls=self.cls, config=self.config, original=self.format, call=self.call)
+        manifest = _manifest(self, original, commit, modified, "model", subject, Weights(network.rule, self.seed, []),
+                             Tape(self.seed, "torch-cpu", log.manifest()), outputs, information)  # fmt: skip
+        return manifest, tensors
+
+
+@dataclass(frozen=True)
+class PipelineCase:
+    """The original's sampling with its own network: `run(network, shape, dtype)` as for a scheduler case.
+
+    Args:
+        config: the original's configuration file, as data.
+        checkpoint: form of the original's checkpoint file that a replay writes and loads.
+        pixels: the original's map from its sampler's result to an image in [0, 1].
+        integers: the original's map from its sampler's result to uint8.
+        alphas: ᾱ of the training schedule, for fitting the last layer.
+        call: arguments of the pipeline.
+    """
+
+    name: str
+    title: str
+    location: str
+    cls: str
+    format: str
+    config: dict[str, Any]
+    checkpoint: str
+    network: Callable[[], Network]
+    run: Callable[[Callable[..., torch.Tensor], Sequence[int], torch.dtype], Run]
+    pixels: Callable[[torch.Tensor], torch.Tensor]
+    integers: Callable[[torch.Tensor], torch.Tensor]
+    alphas: torch.Tensor
+    shape: tuple[int, int, int]
+    call: dict[str, Any]
+    functions: Sequence[str]
+    changes: Sequence[str]
+    lifted: Sequence[str]
+    batch: int = 2
+    seed: int = 0
+    tier: str = "default"
+    scheduler: dict[str, Any] = field(default_factory=dict)
+
+    def record(self, original: Original, commit: str, modified: bool) -> tuple[Manifest, dict[str, torch.Tensor]]:
+        """Run the original and assemble the fixture.
+
+        Raises:
+            ConformanceError: the run is ill conditioned, not repeatable, or leaves the range of images.
+        """
+        network, overrides, r2 = self._fitted()
+        shape = (self.batch, *self.shape)
+        first = Probe(network)
+        with recorded_draws(self.seed, lambda: len(first.outputs)) as log:
+            y32 = self.run(first, shape, torch.float32)
+
+        def again(dtype: torch.dtype, values: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+            probe = Probe(network)
+            with replayed_draws(values):
+                result = self.run(probe, shape, dtype)
+            return torch.stack([*probe.inputs[1:], result.final]), self.pixels(result.final)
+
+        sample, images = torch.stack([*first.inputs[1:], y32.final]), self.pixels(y32.final)
+        repeated, _ = again(torch.float32, log.values)
+        if not torch.equal(repeated, sample):
+            raise ConformanceError(f"{self.name}: two runs of the original differ")
+        sample64, images64 = again(torch.float64, log.values)
+        moved = [
+            again(torch.float32, [nudge(value, 100 * n + i) for i, value in enumerate(log.values)])
+            for n in range(NUDGED_RUNS)
+        ]
+        tensors = {
+            "draws": torch.stack(log.values),
+            "times": torch.tensor(first.times, dtype=torch.float64),
+            "sample": sample,
+            "sample.f64": sample64,
+            "sample.floor": floors([sample, *(m[0] for m in moved)], sample64),
+            "images": images,
+            "images.f64": images64,
+            "images.floor": floors([images[None], *(m[1][None] for m in moved)], images64[None]),
+            "integers": stable_integers([self.integers(run[-1]) for run in (sample, sample64, *(m[0] for m in moved))]),
+            **{f"weights.{name}": torch.from_numpy(array) for name, array in overrides.items()},
+        }
+        outputs = [
+            Output("sample", "step", *map(float, tensors["sample.floor"].amax(0))),
+            Output("images", "final", *map(float, tensors["images.floor"][0])),
+            Output("integers", "final", 0.0, 0.0),
+        ]
+        if (floor := max(output.noise_floor for output in outputs)) > MAX_FLOOR:
+            raise ConformanceError(f"{self.name}: noise floor {floor:.2g} is above {MAX_FLOOR:.2g}: ill conditioned")
+        information = {
+            "last_layer_r2": r2,
+            "saturated_pixels": float(((images <= 0) | (images >= 1)).double().mean()),
+            "largest_value": float(sample.abs().max()),
+        }
+        subject = Subject(
+            cls=self.cls,
+            config=self.config,
+            original=self.format,
+            checkpoint=self.checkpoint,
+            call=self.call,
+            scheduler=self.scheduler or None,
+        )
+        manifest = _manifest(self, original, commit, modified, "pipeline", subject,
+                             Weights(network.rule, self.seed, sorted(overrides)),
+                             Tape(self.seed, "torch-cpu", log.manifest()), outputs, information)  # fmt: skip
+        return manifest, tensors
+
+    def _fitted(self) -> tuple[Network, dict[str, np.ndarray], float]:
+        network = self.network()
+        state = synthetic_state(network.shapes(), self.seed, network.rule)
+        network.load(state)
+        overrides, r2 = fit_last_layer(network, self.shape, self.alphas)
+        network.load({**state, **overrides})
+        return network, overrides, r2
+
+
+def stable_integers(runs: Sequence[torch.Tensor]) -> torch.Tensor:
+    """int16: the uint8 images that all runs of the original agree on, -1 where rounding decides."""
+    stacked = torch.stack([run.to(torch.int16) for run in runs])
+    return torch.where((stacked == stacked[0]).all(0), stacked[0], -1)
+
+
+def _manifest(
+    case: ModelCase | PipelineCase,
+    original: Original,
+    commit: str,
+    modified: bool,
+    kind: Any,
+    subject: Subject,
+    weights: Weights,
+    tape: Tape,
+    outputs: list[Output],
+    information: dict[str, float],
+) -> Manifest:
+    reference = original.reference(commit, modified, case.functions, case.changes, case.lifted, FLOAT32_PARTS)
+    return Manifest(
+        format=1,
+        id=f"{original.system}/{case.name}",
+        kind=kind,
+        tier=case.tier,  # type: ignore[arg-type]
+        title=case.title,
+        paper=original.paper(case.location),
+        reference=reference,
+        recorder=recorder(original.system),
+        environment=environment(),
+        subject=subject,
+        weights=weights,
+        tape=tape,
+        outputs=outputs,
+        repeatable=True,
+        float64_tolerance=FLOAT64_TOLERANCE,
+        information=information,
+        tensors=TensorFile("", "", {}),
+    )

@@ -1,0 +1,75 @@
+"""Replaying a network: one forward pass with synthetic weights, its output, and a sketch of every module that can be aligned."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from conformance.compare import FLOAT64, TAP, Comparison, compare_float64, compare_steps
+from conformance.fixture import Fixture
+from conformance.implementations.base import Implementation
+from conformance.replay import Settings
+from conformance.replay.checkpoints import original_state
+from conformance.sketch import sketch
+
+
+def compare(
+    fixture: Fixture, implementation: Implementation, settings: Settings
+) -> tuple[list[Comparison], bool | None]:
+    """Taps in the order of execution, then the output; in the chosen dtype and, for float32, in float64 too."""
+    subject = fixture.manifest.subject
+    model = implementation.model(subject, original_state(fixture, implementation.original_shapes(subject)))
+    model = model.to(settings.device)
+    modules = implementation.tap_modules(subject)
+    comparisons = []
+    for dtype in [settings.dtype] + [torch.float64] * (settings.dtype == torch.float32):
+        output, taps = observe(model.to(dtype), fixture, settings.device, dtype, modules)
+        comparisons += _compare(fixture, output, taps, settings, dtype)
+    return comparisons, None
+
+
+def observe(
+    model: torch.nn.Module, fixture: Fixture, device: str, dtype: torch.dtype, modules: dict[str, str]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The network's output on the fixture's input, and sketches by the original's module names."""
+    taps: dict[str, torch.Tensor] = {}
+
+    def keep(original: str) -> Callable[..., None]:
+        def hook(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+            taps[original] = sketch(output)
+
+        return hook
+
+    hooks = [model.get_submodule(ours).register_forward_hook(keep(original)) for original, ours in modules.items()]
+    try:
+        sample = fixture.tensors["inputs"].to(device, dtype)
+        call = {name: torch.tensor(value, device=device) for name, value in (fixture.manifest.subject.call or {}).items()}
+        result = model(sample, fixture.tensors["times"].to(device), **call)
+        return getattr(result, "sample", result), taps
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+def _compare(
+    fixture: Fixture, output: torch.Tensor, taps: dict[str, torch.Tensor], settings: Settings, dtype: torch.dtype
+) -> list[Comparison]:
+    recorded, tolerance = fixture.tensors, fixture.manifest.float64_tolerance
+
+    def one(name: str, seen: torch.Tensor, y32: torch.Tensor | None, y64: torch.Tensor, floor: torch.Tensor) -> Comparison:
+        if dtype == torch.float64:
+            found = compare_float64(name + FLOAT64, seen[None], y64[None], tolerance)
+        else:
+            found = compare_steps(name, seen[None], None if y32 is None else y32[None], y64[None], floor, settings.policy)
+        return dataclasses.replace(found, step=None)  # a network has modules, not steps
+
+    names = [output.name for output in fixture.manifest.outputs if output.level == "tap"]
+    found = [
+        one(name, taps[name.removeprefix(TAP)], None, recorded["taps.f64"][row], recorded["taps.floor"][row][None])
+        for row, name in enumerate(names)
+        if name.removeprefix(TAP) in taps
+    ]
+    return [*found, one("sample", output, recorded["sample"], recorded["sample.f64"], recorded["sample.floor"])]
