@@ -66,6 +66,7 @@ class Comparison:
         floor: noise floor of the worst step.
         step: first divergent step, or None.
         detail: what was found there.
+        level: "table" for what belongs to the definition; it explains a divergence rather than being one.
     """
 
     output: str
@@ -75,6 +76,7 @@ class Comparison:
     floor: float = 0.0
     step: int | None = None
     detail: str = ""
+    level: str = "output"
 
 
 def compare_steps(
@@ -139,7 +141,7 @@ def compare_exactly(output: str, observed: torch.Tensor, recorded: torch.Tensor)
     if not len(differing):
         return Comparison(output, Verdict.BITWISE)
     first = int(differing[0])
-    error = float(((a - b).abs() / b.abs().clamp_min(1e-300)).max())
+    error = float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
     detail = f"{len(differing)} of {a.numel()} entries differ, first [{first}]: {a.reshape(-1)[first].item()!r} instead of {b.reshape(-1)[first].item()!r}"
     return Comparison(output, Verdict.DIVERGENT, math.inf, error, step=first, detail=detail)
 

@@ -86,7 +86,8 @@ def entry_of(component: Any) -> tuple[str | None, str | None]:
     cls = type(component)
     if registry.MODULE_OF_CLASS.get(cls.__name__) == cls.__module__:
         return ("diffusers_ref" if cls.__name__ in registry.ONLY_HERE else "diffusers"), cls.__name__
-    return cls.__module__.split(".")[0], cls.__name__.removesuffix(_PIL_BACKEND)
+    library = cls.__module__.split(".")[0]
+    return library, cls.__name__.removesuffix(_PIL_BACKEND) if library == "transformers" else cls.__name__
 
 
 def is_entry(value: Any) -> bool:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from diffusers_ref.configuration import ConfigMixin
 from diffusers_ref.loading import (
@@ -27,7 +29,7 @@ from diffusers_ref.sources import LoadingError, PathOrName, check_entry_name, op
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ModelMixin", "WeightsError", "load_state_dict_strictly"]
+__all__ = ["ModelMixin", "WeightsError", "load_state_dict_strictly", "shapes_only"]
 
 _SHOWN_KEYS = 8
 
@@ -88,7 +90,7 @@ class ModelMixin(torch.nn.Module, ConfigMixin):
         config = cls.load_config(folder)
         state, file = load_folder_weights(folder, variant)
 
-        with torch.device("meta"):  # Shapes only: no memory, no random initial weights.
+        with shapes_only():
             model = cls.from_config(config, **overrides)
         dtype = torch_dtype or torch.get_default_dtype()
         state = {
@@ -124,6 +126,29 @@ class ModelMixin(torch.nn.Module, ConfigMixin):
             index = {"metadata": {"total_size": size}, "weight_map": weight_map}
             index_name = f"{NETWORK_WEIGHTS[0][0]}{suffix}.index{f'.{variant}' if variant else ''}.json"
             write_text(temporary / index_name, json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+
+class _NoInitialisation(TorchFunctionMode):
+    """The functions of torch.nn.init return their tensor as it is."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Networks made in the `with` block have parameter names, shapes and dtypes, but no memory and no values.
+
+    They are on the meta device. Nothing is initialised: torch would load its compiler to draw an embedding's weights
+    there, which takes longer than all the rest.
+    """
+    with torch.device("meta"), _NoInitialisation():
+        yield
 
 
 def load_state_dict_strictly(model: torch.nn.Module, state: Mapping[str, Tensor], source: str) -> None:

@@ -6,6 +6,7 @@ build raises `Unsupported` with the reason, which becomes the case's verdict.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,9 +69,6 @@ class Implementation:
         """Keyword arguments of the pipeline beside batch size, generator and output type."""
         return dict(subject.call or {})
 
-    def takes_noise(self, scheduler: Scheduler) -> str | None:
-        """The name of `step`'s argument for explicit noise, or None if noise can only come from a generator."""
-        import inspect
-
-        parameters = inspect.signature(scheduler.step).parameters
-        return "variance_noise" if "variance_noise" in parameters else None
+    def step_takes(self, scheduler: Scheduler, name: str) -> bool:
+        """Whether `step` has an argument of that name (`variance_noise`, `generator`)."""
+        return name in inspect.signature(scheduler.step).parameters

@@ -6,6 +6,7 @@ the difference shows as a divergence. What has no counterpart at all is `unsuppo
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import tempfile
 from collections.abc import Mapping
@@ -22,6 +23,7 @@ from conformance.implementations.reference import ReferenceImplementation
 
 # Closest published option for an original's grid.
 SPACINGS = {"ddim_uniform": "leading", "ddim_quad": "leading", "improved_diffusion": "linspace"}
+NO_RESAMPLING = {"downsample_type": "avg_pool", "upsample_type": "nearest"}
 MISSING_SOLVERS = {"s_pndm": "no S-PNDM in diffusers"}
 
 
@@ -74,9 +76,7 @@ class DiffusersImplementation(Implementation):
         return self._reference.original_shapes(subject)
 
     def model(self, subject: Subject, state: Mapping[str, np.ndarray]) -> torch.nn.Module:
-        with tempfile.TemporaryDirectory() as folder:
-            self._reference.model(subject, state).save_pretrained(folder)
-            return self._library.UNet2DModel.from_pretrained(folder).eval()
+        return self._network(self._reference.model(subject, state))
 
     def tap_modules(self, subject: Subject) -> dict[str, str]:
         return self._reference.tap_modules(subject)
@@ -85,11 +85,21 @@ class DiffusersImplementation(Implementation):
         cls = getattr(self._library, subject.cls, None)
         if cls is None:
             raise Unsupported(f"diffusers has no {subject.cls}")
-        with tempfile.TemporaryDirectory() as folder:
-            self._reference.pipeline(subject, checkpoint, original_config).save_pretrained(folder)
-            pipeline = cls.from_pretrained(folder)
+        ours = self._reference.pipeline(subject, checkpoint, original_config)
+        scheduler = dataclasses.replace(subject, cls=type(ours.scheduler).__name__, config=dict(ours.scheduler.config))
+        pipeline = cls(unet=self._network(ours.unet), scheduler=self.scheduler(scheduler))
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def _network(self, ours: Any) -> torch.nn.Module:
+        """The network as diffusers loads it from a folder."""
+        other = [name for name in sorted(ours.convention_options) if name not in ours.config.defaulted]
+        other += [f"{name}={value!r}" for name, value in NO_RESAMPLING.items() if ours.config[name] == value]
+        if other:
+            raise Unsupported(f"diffusers' UNet2DModel has no {', '.join(other)}")
+        with tempfile.TemporaryDirectory() as folder:
+            ours.save_pretrained(folder)
+            return self._library.UNet2DModel.from_pretrained(folder).eval()
 
 
 def _without_respacing(arguments: Mapping[str, Any]) -> dict[str, Any]:

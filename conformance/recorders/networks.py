@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 from unittest.mock import patch
 
@@ -35,6 +35,10 @@ class Network(Protocol):
 
     def last_input(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """What the last convolution is given."""
+        ...
+
+    def nudged(self, seed: int) -> AbstractContextManager[None]:
+        """Inside, what stays float32 in the oracle is moved by one ulp, if other libraries round it differently."""
         ...
 
 
@@ -74,6 +78,9 @@ class TorchNetwork:
                 stack.enter_context(self._lift())
             self.module.to(x.dtype)
             return self._call(self.module, x, t)
+
+    def nudged(self, seed: int) -> AbstractContextManager[None]:
+        return nullcontext()  # PyTorch's float32 sin and cos, as in the implementations
 
     def parameters(self) -> Any:
         """Originals ask a model for the device of its parameters."""

@@ -67,6 +67,7 @@ class TensorFlowNetwork:
     def __init__(self, code: SimpleNamespace, config: dict[str, Any]) -> None:
         self._code, self._config = code, config
         self._state: dict[str, np.ndarray] = {}
+        self._seed: int | None = None
         self._graph = lru_cache(self._build)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -83,6 +84,17 @@ class TensorFlowNetwork:
         names = self._graph(len(x), x.dtype).taps
         return {name: sketch(to_nchw(value)) for name, value in zip(names, self._run(x, t, "taps"), strict=True)}
 
+    @contextmanager
+    def nudged(self, seed: int) -> Iterator[None]:
+        """TensorFlow's float32 sin and cos differ from PyTorch's in the last bit of some entries."""
+        self._seed = seed
+        self._graph.cache_clear()
+        try:
+            yield
+        finally:
+            self._seed = None
+            self._graph.cache_clear()
+
     def last_input(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return to_nchw(self._run(x, t, "last_input"))
 
@@ -95,7 +107,7 @@ class TensorFlowNetwork:
         tf, unet, config = self._code.tf, self._code.unet, self._config
         kind = tf.float64 if dtype == torch.float64 else tf.float32
         size, channels = config["image_size"], config["in_channels"]
-        with tf.Graph().as_default() as graph, lifted_network(self._code, dtype), recorded_blocks(unet) as taps:
+        with tf.Graph().as_default() as graph, lifted_network(self._code, dtype, self._seed), recorded_blocks(unet) as taps:
             x = tf.placeholder(kind, [batch, size, size, channels])
             t = tf.placeholder(tf.int32, [batch])
             output = unet.model(
@@ -145,8 +157,11 @@ def recorded_blocks(unet: Any) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def lifted_network(code: SimpleNamespace, dtype: torch.dtype) -> Iterator[None]:
-    """For the oracle: variables and arithmetic in float64; the embedding's float32 result is widened."""
+def lifted_network(code: SimpleNamespace, dtype: torch.dtype, seed: int | None) -> Iterator[None]:
+    """For the oracle: variables and arithmetic in float64; the embedding's float32 result is widened.
+
+    seed: move each column of the embedding by one ulp, up or down at random; None leaves it alone.
+    """
     if dtype != torch.float64:
         yield
         return
@@ -155,7 +170,9 @@ def lifted_network(code: SimpleNamespace, dtype: torch.dtype) -> Iterator[None]:
 
     def wide(timesteps: Any, dimension: int) -> Any:
         with patch.object(nn, "DEFAULT_DTYPE", tf.float32):
-            return tf.cast(embedding(timesteps, dimension), tf.float64)
+            table = tf.cast(embedding(timesteps, dimension), tf.float64)
+        signs = 0 if seed is None else np.random.default_rng(seed).choice([-1.0, 1.0], dimension)
+        return table * (1 + signs * 2.0**-24)
 
     with (
         patch.object(nn, "DEFAULT_DTYPE", tf.float64),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 
@@ -77,8 +78,9 @@ class CaseResult:
 
     @property
     def first_divergence(self) -> Comparison | None:
-        """The divergent comparison to look at: tables and times before steps, a step alone before the whole run."""
-        return next((c for c in self.comparisons if not c.verdict.green), None)
+        """Where to look: the network's times, then a step alone, then the whole run; a table only if nothing else differs."""
+        divergent = [c for c in self.comparisons if not c.verdict.green]
+        return next((c for c in divergent if c.level != "table"), divergent[0] if divergent else None)
 
     def to_dict(self) -> dict[str, object]:
         """The case as it stands in the JSON report; infinite figures become null."""
@@ -110,7 +112,7 @@ def replay(fixture: Fixture, implementation: Implementation, settings: Settings)
     comparisons: Sequence[Comparison] = ()
     message = ""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), threads(fixture.manifest.environment.threads):
             comparisons, draws_match = compare(fixture, implementation, settings)
         verdict = worst(comparisons)
     except Unsupported as error:
@@ -131,9 +133,22 @@ def replay(fixture: Fixture, implementation: Implementation, settings: Settings)
     return result if message else _explained(result)
 
 
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run torch with as many CPU threads as the recording: sums of other thread counts differ in the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _explained(result: CaseResult) -> CaseResult:
     """The result with a message that says what diverged first, and what else did."""
+    first = result.first_divergence
     divergent = [c for c in result.comparisons if not c.verdict.green]
+    divergent.sort(key=lambda c: c is not first)
     parts = []
     for comparison in divergent[:3]:
         at = "" if comparison.step is None else f" at step {comparison.step}"

@@ -6,7 +6,6 @@ sample is read off the scheduler, so that a pipeline that has no callbacks can b
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from conformance.compare import FLOAT64, Comparison, compare_exactly, compare_float64, compare_steps
+from conformance.compare import FLOAT64, Comparison, Verdict, compare_exactly, compare_float64, compare_steps
 from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation
 from conformance.replay import Settings
@@ -32,30 +31,35 @@ def compare(
     draws = list(recorded["draws"])
     comparisons: list[Comparison] = []
     draws_match = None
-    for dtype in [settings.dtype] + [torch.float64] * (settings.dtype == torch.float32):
-        pipeline.to(dtype)
+    if settings.dtype != torch.float64:
+        pipeline.to(settings.dtype)
         steps, images = _run(pipeline, fixture, implementation, draws=draws)
-        if dtype == torch.float64:
-            tolerance = fixture.manifest.float64_tolerance
-            comparisons.append(compare_float64("sample" + FLOAT64, steps, recorded["sample.f64"], tolerance))
+        for name, seen in (("sample", steps), ("images", images)):
+            y32, y64 = recorded[name], recorded[name + FLOAT64]
             comparisons.append(
-                _stepless(compare_float64("images" + FLOAT64, images[None], recorded["images.f64"][None], tolerance))
+                compare_steps(name, _rows(seen, name), _rows(y32, name), _rows(y64, name), recorded[f"{name}.floor"], settings.policy)
             )
-            continue
-        comparisons.append(
-            compare_steps("sample", steps, recorded["sample"], recorded["sample.f64"], recorded["sample.floor"], settings.policy)
-        )
-        comparisons.append(
-            _stepless(compare_steps("images", images[None], recorded["images"][None], recorded["images.f64"][None],
-                                    recorded["images.floor"], settings.policy))
-        )  # fmt: skip
-        if dtype == torch.float32:
-            check = StreamCheck(tape.seed, tape.draws)
-            seeded, integers = _run(pipeline, fixture, implementation, generator=check.generator)
-            draws_match = check.expect(len(tape.draws))
-            comparisons.append(compare_exactly("seeded", seeded[-1], steps[-1]))
-            comparisons.append(_integers(integers, recorded["integers"]))
+    if settings.dtype == torch.float32:
+        check = StreamCheck(tape.seed, tape.draws)
+        seeded, integers = _run(pipeline, fixture, implementation, generator=check.generator)
+        draws_match = check.expect(len(tape.draws))
+        comparisons += [compare_exactly("seeded", seeded[-1], steps[-1]), _integers(integers, recorded["integers"])]
+    if settings.dtype in (torch.float32, torch.float64):
+        tolerance = fixture.manifest.float64_tolerance
+        try:
+            steps, images = _run(pipeline.to(torch.float64), fixture, implementation, draws=draws)
+        except Exception as error:  # noqa: BLE001 - a pipeline that cannot run in float64 has still been seen in float32
+            failed = Comparison("sample" + FLOAT64, Verdict.ERROR, detail=f"{type(error).__name__}: {error}")
+            return [*comparisons, failed], draws_match
+        for name, seen in (("sample", steps), ("images", images)):
+            y64 = recorded[name + FLOAT64]
+            comparisons.append(compare_float64(name + FLOAT64, _rows(seen, name), _rows(y64, name), tolerance))
     return comparisons, draws_match
+
+
+def _rows(tensor: torch.Tensor, name: str) -> torch.Tensor:
+    """Comparisons go row by row: the steps of a trajectory, or the images as one row."""
+    return tensor if name == "sample" else tensor[None]
 
 
 def load(fixture: Fixture, implementation: Implementation) -> Any:
@@ -92,7 +96,7 @@ def _run(
         if draws is not None:
             # The generator is never asked: draws are handed out from the tape.
             with replayed_draws(draws):
-                images = pipeline(**call, output_type="pt", generator=torch.Generator("cpu")).images
+                images = _as_tensor(pipeline(**call, output_type="pt", generator=torch.Generator("cpu")).images)
         else:
             pictures = pipeline(**call, output_type="pil", generator=generator).images
             images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
@@ -101,11 +105,12 @@ def _run(
     return torch.stack(steps).to("cpu"), images.to("cpu")
 
 
+def _as_tensor(images: Any) -> torch.Tensor:
+    """(B, C, H, W); some pipelines answer "pt" with an array (B, H, W, C)."""
+    return images if isinstance(images, torch.Tensor) else torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
 def _integers(observed: torch.Tensor, recorded: torch.Tensor) -> Comparison:
     """Pixels as integers, exactly, except (-1) where the original's own rounding error decides."""
     stable = recorded >= 0
     return compare_exactly("integers", observed.to(torch.int16)[stable], recorded[stable])
-
-
-def _stepless(comparison: Comparison) -> Comparison:
-    return dataclasses.replace(comparison, step=None)

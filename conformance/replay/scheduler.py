@@ -10,6 +10,7 @@ Order of the comparisons is the order of explanation: a wrong table explains a w
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -101,7 +102,8 @@ class SchedulerReplay:
         for name in names:
             if name != "timesteps":
                 table = torch.as_tensor(getattr(scheduler, name, torch.empty(0)))
-                comparisons.append(compare_exactly(name, table, self.recorded[f"table.{name}"]))
+                found = compare_exactly(name, table, self.recorded[f"table.{name}"])
+                comparisons.append(dataclasses.replace(found, level="table"))
         return comparisons
 
     def forced(self, dtype: torch.dtype) -> Trajectory:
@@ -146,7 +148,9 @@ class SchedulerReplay:
     ) -> Trajectory:
         scheduler = self.prepared()
         options = self.implementation.step_options(scheduler, self.subject)
-        noise_name = self.implementation.takes_noise(scheduler)
+        takes_noise, takes_generator = (
+            self.implementation.step_takes(scheduler, name) for name in ("variance_noise", "generator")
+        )
         times = self.implementation.network_times(scheduler)
         sample = self._place(self.recorded["inputs"][0], dtype)
         samples: list[torch.Tensor] = []
@@ -155,10 +159,10 @@ class SchedulerReplay:
             sample, output = feed(call, sample, times[call])
             noises = [] if generator is not None else [self._place(n, dtype) for n in self.noises[call]]
             noise: dict[str, Any] = {}
-            if generator is not None:
+            if generator is not None and takes_generator:
                 noise["generator"] = generator
-            elif noise_name and len(noises) == 1:
-                noise[noise_name] = noises.pop()
+            elif takes_noise and len(noises) == 1:
+                noise["variance_noise"] = noises.pop()
             with replayed_draws(noises) if noises else nullcontext():
                 result = scheduler.step(output, t, sample, **options, **noise)
             sample = result.prev_sample

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from diffusers_ref.loading import WeightsError
+from diffusers_ref.modeling import shapes_only
 from diffusers_ref.models.unet_2d import UNet2DModel
 
 Shape = tuple[int, ...]
@@ -117,7 +118,7 @@ def aligned_modules(layers: Iterable[Layer]) -> dict[str, str]:
 
 def empty_unet(unet_config: Mapping[str, Any]) -> UNet2DModel:
     """The network on the meta device: names and shapes, no memory."""
-    with torch.device("meta"):
+    with shapes_only():
         return UNet2DModel(**unet_config)
 
 

@@ -27,15 +27,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusers_ref.configuration import register_to_config
+from diffusers_ref.configuration import ConfigError, register_to_config
 from diffusers_ref.random import Generators
-from diffusers_ref.schedulers.betas import NoiseTable
 from diffusers_ref.schedulers.chain import Chain
 from diffusers_ref.schedulers.conventions import (
     BetaSchedule,
     Coefficients,
     PredictionType,
-    TimestepSpacing,
     VarianceType,
     choose,
 )
@@ -50,6 +48,8 @@ class _Step(NamedTuple):
     sqrt_one_minus_abar: float
     inverse_sqrt_abar: float  # 1/√ᾱ and √(1/ᾱ − 1), from which only "float64" starts
     inverse_noise: float
+    previous_sample: float  # x̂_0 = previous_output · output − previous_sample · x_t where the output is x_{t−1}
+    previous_output: float
     sqrt_abar_prev: float
     direction: float  # √(1 − ᾱ_prev − σ²)
     sigma: float
@@ -64,7 +64,7 @@ class DDIMScheduler(SchedulerMixin):
         clip_sample, clip_sample_range: clamp x̂_0 to ±clip_sample_range.
         set_alpha_to_one: the ᾱ that follows the last timestep is 1 (else ᾱ_0, as CompVis has it).
         timestep_spacing, steps_offset: the grid, see `TimestepSpacing`.
-        prediction_type: what the network returns, see `PredictionType`.
+        prediction_type: what the network returns, see `PredictionType`; "previous_sample" with "float64" only.
         thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of x̂_0 instead of clipping.
         rescale_betas_zero_snr: rescale the betas so that ᾱ_T = 0.
     Conventions of originals:
@@ -102,11 +102,14 @@ class DDIMScheduler(SchedulerMixin):
         variance_type: str = "fixed_small",
         rescale_timesteps: bool = False,
     ) -> None:
-        self._prediction = choose(PredictionType, "prediction_type", prediction_type, allowed=_PREDICTION_TYPES)
+        self._prediction = choose(PredictionType, "prediction_type", prediction_type)
         self._variance = choose(VarianceType, "variance_type", variance_type)
         self._prepare(default_coefficients=_DEFAULT_COEFFICIENTS.get(beta_schedule, Coefficients.FLOAT32_CUMPROD))
         self._always_rederive = rederive_epsilon
         self._starts_from_inverse = self._table.coefficients is Coefficients.FLOAT64
+        if self._prediction is PredictionType.PREVIOUS_SAMPLE and not self._starts_from_inverse:
+            recipe = self._table.coefficients.value
+            raise ConfigError(f"prediction_type='previous_sample' needs coefficients='float64', not {recipe!r}")
 
     def step(
         self,
@@ -160,6 +163,8 @@ class DDIMScheduler(SchedulerMixin):
             return output
         if self._prediction is PredictionType.V_PREDICTION:
             return c.sqrt_abar * x - c.sqrt_one_minus_abar * output
+        if self._prediction is PredictionType.PREVIOUS_SAMPLE:
+            return c.previous_output * output - c.previous_sample * x
         if self._starts_from_inverse:
             return c.inverse_sqrt_abar * x - c.inverse_noise * output
         return (x - c.sqrt_one_minus_abar * output) / c.sqrt_abar  # eq. 9
@@ -190,12 +195,13 @@ class DDIMScheduler(SchedulerMixin):
         if not eta >= 0:
             raise ValueError(f"eta={eta} is not allowed; it must be at least 0")
         if self._table.coefficients is Coefficients.FLOAT64:
-            levels = _float64_levels(self._table, self._grid, self._spacing, self.final_alpha_cumprod, eta, dtype)
+            chain = Chain.along(self._table, self._grid, self._spacing)
+            levels = _float64_levels(chain, self.final_alpha_cumprod.item(), eta, dtype)
         else:
             a = self.alphas_cumprod[self._grid]
             a_prev = torch.cat([a[1:], self.final_alpha_cumprod.view(1)])
             make = _compvis_levels if self._table.coefficients is Coefficients.COMPVIS else _float32_cumprod_levels
-            levels = make(a.to(dtype), a_prev.to(dtype), eta)
+            levels = make(a, a_prev, eta, dtype)
         if self._prediction is PredictionType.EPSILON and not levels.sqrt_abar.all():
             t = self._grid[int(levels.sqrt_abar.argmin())]
             raise ValueError(
@@ -208,54 +214,54 @@ class DDIMScheduler(SchedulerMixin):
             raise ValueError(f"eta={eta} is too large: sigma² exceeds 1 - abar_prev at timestep {t}; at most 1 is safe")
         # Clamped, as rounding can make 0 negative where abar falls to (almost) 0 in one step; the originals return NaN.
         direction = rest.clamp(min=0).sqrt()
-        return [_Step(*row) for row in by_step(*levels[:4], levels.abar_prev.sqrt(), direction, levels.sigma)]
+        columns = (*levels[:2], *levels.chain_factors, levels.abar_prev.sqrt(), direction, levels.sigma)
+        return [_Step(*row) for row in by_step(*columns)]
 
 
 class _Levels(NamedTuple):
-    """Per step (n,), in the dtype of the arithmetic; the first four as in `_Step`."""
+    """Per step (n,), in the dtype of the arithmetic."""
 
     sqrt_abar: Tensor
     sqrt_one_minus_abar: Tensor
-    inverse_sqrt_abar: Tensor
-    inverse_noise: Tensor
     abar_prev: Tensor
     sigma: Tensor  # eq. 16
+    chain_factors: tuple[Tensor, ...]  # the four factors of `_Step` that only "float64" reads
 
 
-def _float64_levels(
-    table: NoiseTable, grid: list[int], spacing: TimestepSpacing, final: Tensor, eta: float, dtype: torch.dtype
-) -> _Levels:
+def _float64_levels(chain: Chain, final_abar: float, eta: float, dtype: torch.dtype) -> _Levels:
     """openai: float64 tables of the chain, rounded to float32 when used; σ is arithmetic on the rounded ᾱ."""
-    chain = Chain.along(table, grid, spacing)
-    previous = chain.alphas_cumprod_prev.copy()
-    previous[-1] = final.item()
-    tables = (*chain.x0_from_velocity, *chain.x0_from_epsilon, previous, chain.alphas_cumprod)
-    rounded = [torch.from_numpy(column.astype(np.float32)).to(dtype) for column in tables]
-    sqrt_abar, sqrt_one_minus, inverse, inverse_noise, a_prev, a = rounded
+
+    def rounded(table: np.ndarray) -> Tensor:
+        return torch.from_numpy(table.astype(np.float32)).to(dtype)
+
+    a, a_prev = rounded(chain.alphas_cumprod), rounded(np.append(chain.alphas_cumprod_prev[:-1], final_abar))
     sigma = eta * torch.sqrt((1 - a_prev) / (1 - a)) * torch.sqrt(1 - a / a_prev)
-    return _Levels(sqrt_abar, sqrt_one_minus, inverse, inverse_noise, a_prev, sigma)
+    sqrt_abar, sqrt_one_minus = chain.x0_from_velocity
+    previous_output, previous_sample = chain.x0_from_previous
+    factors = tuple(rounded(table) for table in (*chain.x0_from_epsilon, previous_sample, previous_output))
+    return _Levels(rounded(sqrt_abar), rounded(sqrt_one_minus), a_prev, sigma, factors)
 
 
-def _float32_cumprod_levels(a: Tensor, a_prev: Tensor, eta: float) -> _Levels:
+def _float32_cumprod_levels(a: Tensor, a_prev: Tensor, eta: float, dtype: torch.dtype) -> _Levels:
     """ermongroup, `generalized_steps`: everything is arithmetic on the float32 ᾱ."""
+    a, a_prev = a.to(dtype), a_prev.to(dtype)
     sigma = eta * ((1 - a / a_prev) * (1 - a_prev) / (1 - a)).sqrt()
-    return _Levels(a.sqrt(), (1 - a).sqrt(), a.rsqrt(), (1 / a - 1).sqrt(), a_prev, sigma)
+    return _Levels(a.sqrt(), (1 - a).sqrt(), a_prev, sigma, (torch.zeros_like(a),) * 4)
 
 
-def _compvis_levels(a: Tensor, a_prev: Tensor, eta: float) -> _Levels:
-    """CompVis, `make_ddim_sampling_parameters`: σ is made in float64 and rounded, √(1 − ᾱ) is NumPy's square root.
+def _compvis_levels(a: Tensor, a_prev: Tensor, eta: float, dtype: torch.dtype) -> _Levels:
+    """CompVis, `make_schedule`: √(1 − ᾱ) and σ are tables made by NumPy, √ᾱ is arithmetic.
 
-    1/(1 − ᾱ) is rounded to ᾱ's precision first: there a NumPy array is divided by a tensor, which torch takes as a
-    product with the reciprocal. On a grid of one step everything is in ᾱ's precision, as NumPy makes no float64 of it.
+    σ is made in float64, but with 1/(1 − ᾱ) rounded to float32: there a NumPy array is divided by a tensor, which
+    torch takes as a product with the reciprocal. On a grid of one step all of it is float32.
     """
     wide = torch.float64 if len(a) > 1 else a.dtype
     variance = (1 - a_prev.to(wide)) * (1 - a).reciprocal().to(wide) * (1 - a.to(wide) / a_prev.to(wide))
     sigma = eta * torch.from_numpy(np.sqrt(variance.numpy()))
     sqrt_one_minus = torch.from_numpy(np.sqrt((1.0 - a).numpy()))
-    return _Levels(a.sqrt(), sqrt_one_minus, a.rsqrt(), (1 / a - 1).sqrt(), a_prev, sigma.to(a.dtype))
+    a, a_prev = a.to(dtype), a_prev.to(dtype)
+    return _Levels(a.sqrt(), sqrt_one_minus.to(dtype), a_prev, sigma.to(dtype), (torch.zeros_like(a),) * 4)
 
-
-_PREDICTION_TYPES = (PredictionType.EPSILON, PredictionType.SAMPLE, PredictionType.V_PREDICTION)
 
 _DEFAULT_COEFFICIENTS = {
     BetaSchedule.SCALED_LINEAR.value: Coefficients.COMPVIS,

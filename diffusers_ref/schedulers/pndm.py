@@ -14,7 +14,7 @@ maps each output to the input of the next one:
     linear multistep (eq. 12)    1 evaluation: at t
 
 Two originals are reproduced bit for bit: luping-liu's F-PNDM and S-PNDM (`solver` "f_pndm", "s_pndm") and CompVis' PLMS
-("plms"). No step draws noise.
+("plms"). No step adds noise, but CompVis' code draws one for every evaluation, and so does "plms".
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class PNDMScheduler(SchedulerMixin):
             "leading" by its own "ddim_uniform", and `skip_prk_steps` has no effect:
             "f_pndm", "s_pndm" (luping-liu) read ᾱ one entry later than the time says, so the process ends at ᾱ_0, at
             time −1; midpoints may be half-integers, and a short grid evaluates the network at −0.5 and −1 too.
-            "plms" (CompVis) adds 1 to its grid.
+            "plms" (CompVis) adds 1 to its grid, and draws a noise that is not used for every evaluation.
 
     The multistep method takes as many past outputs as there are, up to its order: it can start in the middle, too.
     """
@@ -194,22 +194,26 @@ class PNDMScheduler(SchedulerMixin):
         timestep: Time | Tensor,
         sample: Tensor,
         generator: Generators = None,
-        variance_noise: None = None,
+        variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple[Tensor, ...]:
         """Take the output of one evaluation; return the input of the next.
 
-        model_output, sample: (B, C, ...). timestep: an entry of `timesteps`. generator: not used, no noise is drawn.
+        model_output, sample: (B, C, ...). timestep: an entry of `timesteps`.
+        generator, variance_noise: (B, C, ...) the unused draw of the solver "plms"; no other solver draws.
         Returns the next input and, for PLMS, x̂_0, in the dtype of `sample`; the arithmetic is in that dtype, at least
         in float32.
 
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit,
-        and for `variance_noise`.
+        and for `variance_noise` where nothing is drawn.
         """
-        if variance_noise is not None:
-            raise ValueError("variance_noise is not allowed: a PNDM step adds no noise")
         dtype = self._check(model_output, sample)
-        step = self._coefficients(dtype)[self._advance(timestep)]
+        coefficients = self._coefficients(dtype)
+        if self._solver is Solver.PLMS:
+            self._noise(sample, generator, variance_noise, dtype)
+        elif variance_noise is not None:
+            raise ValueError("variance_noise is not allowed: only solver='plms' draws noise")
+        step = coefficients[self._advance(timestep)]
         x, output = sample.to(dtype), model_output.to(dtype)
 
         epsilon = output
@@ -254,10 +258,17 @@ class PNDMScheduler(SchedulerMixin):
         self._require_timesteps()
         if dtype not in self._coefficient_cache:
             exact = self._table.coefficients is Coefficients.FLOAT64
+            work = torch.float64 if exact else dtype
             starts, ends, times = zip(*((item.start, item.end, item.time) for item in self._plan), strict=True)
-            a, a_end, a_here = (self._abar(at).to(torch.float64 if exact else dtype) for at in (starts, ends, times))
-            factors = (_compvis_factors if self._is_plms else _paper_factors)(a, a_end)
-            columns = (*factors, a_here.sqrt(), (1 - a_here).sqrt())
+            table, a_end, a_here = self._abar(starts), self._abar(ends).to(work), self._abar(times).to(work)
+            if self._is_plms:
+                # CompVis tabulates this one root, with NumPy, in the precision of its ᾱ.
+                before = table if self._table.coefficients is Coefficients.COMPVIS else table.to(work)
+                sqrt_one_minus = torch.from_numpy(np.sqrt((1.0 - before).numpy())).to(work)
+                columns = [table.to(work).sqrt(), sqrt_one_minus, a_end.sqrt(), (1.0 - a_end).sqrt()]
+            else:
+                columns = [*_paper_factors(table.to(work), a_end)]
+            columns += [a_here.sqrt(), (1 - a_here).sqrt()]
             rows = by_step(*(column.float() if exact else column for column in columns))
             kind = _CompVisTransfer if self._is_plms else _PaperTransfer
             self._coefficient_cache[dtype] = [
@@ -290,11 +301,6 @@ def _paper_factors(a: Tensor, a_end: Tensor) -> tuple[Tensor, ...]:
     of_sample = 1 / (a.sqrt() * (a.sqrt() + a_end.sqrt()))
     of_epsilon = 1 / (a.sqrt() * (((1 - a_end) * a).sqrt() + ((1 - a) * a_end).sqrt()))
     return a_end - a, of_sample, of_epsilon
-
-
-def _compvis_factors(a: Tensor, a_end: Tensor) -> tuple[Tensor, ...]:
-    sqrt_one_minus = torch.from_numpy(np.sqrt((1.0 - a).numpy()))  # CompVis takes this one root in NumPy.
-    return a.sqrt(), sqrt_one_minus, a_end.sqrt(), (1.0 - a_end).sqrt()
 
 
 _END = -1

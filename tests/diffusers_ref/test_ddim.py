@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import diffusers
 import numpy as np
 import pytest
@@ -94,17 +96,21 @@ def test_the_step_of_compvis_is_reproduced_bit_for_bit(eta):
 
 def test_the_recipes_agree_to_the_rounding_of_their_tables():
     x, e, z = tensors(torch.float64)
-    results = [scheduler(coefficients=recipe).step(e, 24, x, eta=0.5, variance_noise=z).prev_sample for recipe in RECIPES]
+    results = [
+        scheduler(coefficients=recipe).step(e, 24, x, eta=0.5, variance_noise=z).prev_sample for recipe in RECIPES
+    ]
     assert torch.allclose(results[0], results[1], atol=2e-6) and torch.allclose(results[0], results[2], atol=2e-6)
     assert not torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
 
 
-@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing", "ddim_uniform", "ddim_quad", "improved_diffusion"])
+@pytest.mark.parametrize(
+    "spacing", ["leading", "linspace", "trailing", "ddim_uniform", "ddim_quad", "improved_diffusion"]
+)
 def test_the_step_after_t_is_the_next_entry_of_the_grid(spacing):
     made = scheduler(7, timestep_spacing=spacing)
     x0, epsilon, z = tensors(torch.float64)
     grid = made.timesteps.tolist()
-    for t, t_next in zip(grid, grid[1:], strict=False):
+    for t, t_next in pairwise(grid):
         out = made.step(epsilon, t, made.add_noise(x0, epsilon, t), variance_noise=z)
         assert torch.allclose(out.prev_sample, made.add_noise(x0, epsilon, t_next), atol=5e-6)
 
@@ -173,7 +179,7 @@ def test_a_negative_eta_is_refused(eta):
 
 
 def test_an_eta_that_leaves_no_direction_is_refused():
-    with pytest.raises(ValueError, match="eta=5.0 is too large: sigma² exceeds 1 - abar_prev at timestep"):
+    with pytest.raises(ValueError, match=r"eta=5.0 is too large: sigma² exceeds 1 - abar_prev at timestep"):
         scheduler().step(*_call(), eta=5.0)
 
 
@@ -195,8 +201,22 @@ def test_zero_terminal_snr_needs_a_prediction_that_does_not_divide_by_zero(coeff
             assert torch.equal(out.pred_original_sample, -v) and out.prev_sample.isfinite().all()
 
 
-def test_unknown_prediction_types_are_refused():
-    with pytest.raises(ConfigError, match="prediction_type='previous_sample'.*'epsilon', 'sample', 'v_prediction'"):
+def test_a_network_can_predict_the_previous_sample():
+    made = scheduler(coefficients="float64", prediction_type="previous_sample")
+    twin = scheduler(coefficients="float64", prediction_type="sample")
+    x, previous, z = tensors(torch.float64)
+    out = made.step(previous, 24, x, variance_noise=z)
+    # x_0 is what makes `previous` the mean of the posterior between abar_24 and abar_16.
+    a, a_prev = made.alphas_cumprod[24], made.alphas_cumprod[16]
+    beta = 1 - a / a_prev
+    mean = (beta * a_prev.sqrt() * out.pred_original_sample + (1 - a_prev) * (1 - beta).sqrt() * x) / (1 - a)
+    assert torch.allclose(mean, previous, atol=1e-6)
+    expected = twin.step(out.pred_original_sample, 24, x, variance_noise=z).prev_sample
+    assert torch.allclose(out.prev_sample, expected, atol=1e-12)
+
+
+def test_only_the_float64_recipe_knows_the_previous_sample():
+    with pytest.raises(ConfigError, match=r"'previous_sample' needs coefficients='float64', not 'float32_cumprod'"):
         DDIMScheduler(prediction_type="previous_sample")
 
 

@@ -111,7 +111,7 @@ def test_fixed_variances(steps):
 
 
 def test_learned_variances():
-    x, mean_half, _ = tensors()
+    _, mean_half, _ = tensors()
 
     def std(kind: str, value: float) -> float:
         output = torch.cat([mean_half, torch.full_like(mean_half, value)], dim=1)
@@ -197,28 +197,19 @@ def test_zero_terminal_snr_needs_a_prediction_that_does_not_divide_by_zero():
     assert torch.equal(out.pred_original_sample, (-v).clamp(-1, 1))
 
 
-def test_hf_agrees_when_it_is_given_the_float64_tables():
-    theirs = diffusers.DDPMScheduler(num_train_timesteps=T, beta_start=0.003, beta_end=0.3)
-    for spacing, steps in (("leading", 8), ("trailing", 7), ("linspace", 9)):
-        ours = scheduler(steps, timestep_spacing=spacing)
-        theirs = diffusers.DDPMScheduler.from_config({**theirs.config, "timestep_spacing": spacing})
-        theirs.set_timesteps(steps)
-        theirs.alphas_cumprod = ours.alphas_cumprod
-        generator, mirror = torch.Generator().manual_seed(2), torch.Generator().manual_seed(2)
-        x = y = tensors()[0]
-        for t in ours.timesteps[:-1]:
-            x = ours.step(torch.sin(x + 0.1 * t), t, x, generator=generator).prev_sample
-            z = torch.randn(SHAPE, generator=mirror)
-            y = _hf_step(theirs, torch.sin(y + 0.1 * t), t, y, z)
-            # A float32 table entry is off by half a unit, 6e-8; a run of 9 steps of unit size adds up.
-            assert torch.allclose(x, y, atol=2e-6)
-
-
-def _hf_step(theirs, output, t, sample, noise):
-    quiet = theirs.step(output, t, sample, generator=torch.Generator().manual_seed(0)).prev_sample
-    drawn = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0), dtype=output.dtype)
-    std = theirs._get_variance(t) ** 0.5
-    return quiet - std * drawn + std * noise
+@pytest.mark.parametrize(("spacing", "steps"), [("leading", 8), ("trailing", 7), ("linspace", 9)])
+def test_hf_agrees_when_it_is_given_the_float64_tables(spacing, steps):
+    ours = scheduler(steps, timestep_spacing=spacing)
+    theirs = diffusers.DDPMScheduler(num_train_timesteps=T, timestep_spacing=spacing)
+    theirs.alphas_cumprod = ours.alphas_cumprod
+    theirs.set_timesteps(steps)
+    generator, mirror = torch.Generator().manual_seed(2), torch.Generator().manual_seed(2)
+    x = y = tensors(torch.float32)[0]
+    for t in ours.timesteps[:-1]:  # HF adds noise in the last step where that is not timestep 0
+        x = ours.step(torch.sin(x + 0.1 * t), t, x, generator=generator).prev_sample
+        y = theirs.step(torch.sin(y + 0.1 * t), t, y, generator=mirror).prev_sample
+        # x_0 is clipped, so a step adds a few units of 6e-8 and magnifies nothing.
+        assert torch.allclose(x, y, atol=2e-6)
 
 
 def test_learned_variances_have_one_recipe_only():

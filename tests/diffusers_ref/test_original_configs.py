@@ -16,12 +16,13 @@ from original_examples import (
 
 import diffusers_ref
 from diffusers_ref import ConfigError, LoadingError, UNet2DModel
+from diffusers_ref.modeling import shapes_only
 from diffusers_ref.original import detect_format, get_format
 
 
 def number_of_parameters(format: str, config: dict) -> int:
     module = get_format(format)
-    with torch.device("meta"):
+    with shapes_only():
         unet = UNet2DModel(**module.unet_config(module.parse_config(config)))
     return sum(parameter.numel() for parameter in unet.parameters())
 
