@@ -13,6 +13,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import tempfile
 import types
 import typing
@@ -233,10 +234,21 @@ def write_fixture(folder: Path, manifest: Manifest, tensors: dict[str, torch.Ten
         entries={name: tensor_digest(name, tensor) for name, tensor in tensors.items()},
     )
     manifest = dataclasses.replace(manifest, tensors=tensor_file)
-    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n"
+    text = to_json(dataclasses.asdict(manifest)) + "\n"
     _write_atomically(path.parent / tensor_file.file, payload)
     _write_atomically(path, text.encode("utf-8"))
     return path
+
+
+def to_json(data: dict[str, Any]) -> str:
+    """Indented JSON in which a list or object without nested ones stands on one line, if it is short."""
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+
+    def on_one_line(match: re.Match[str]) -> str:
+        line = re.sub(r"\n *", " ", match.group())
+        return line if len(line) <= 120 else match.group()
+
+    return re.sub(r"[\[{][^\[\]{}]*[\]}]", on_one_line, text)
 
 
 def tensor_digest(name: str, tensor: torch.Tensor) -> str:

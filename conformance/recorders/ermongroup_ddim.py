@@ -187,6 +187,7 @@ def _pipeline(
         integers=lambda x: (code.runner.inverse_data_transform(namespace(config), x) * 255 + 0.5).clamp(0, 255).byte(),
         alphas=(1 - betas).cumprod(0),
         shape=(3, size, size),
+        batch=2 if eta is None else 1,
         call={"num_inference_steps": steps} | ({} if eta is None else {"eta": eta}),
         functions=("models/diffusion.py:Model", "functions/denoising.py", *FUNCTIONS),
         changes=CHANGES,

@@ -234,7 +234,6 @@ def sampler_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     yield _case(code, _betas("linear", 13, 0.5), clip_denoised=False)
     for schedule in ("quad", "const", "warmup10", "warmup50"):
         yield _case(code, _betas(schedule, 21, 0.3), variance="fixedsmall")
-    yield _case(code, _betas("linear", 1000))
     yield _case(code, _betas("linear", 1000), variance="fixedsmall")
     yield _case(code, _betas("linear", 13, 0.5), variance="fixedsmall", lsun=True)
     yield _case(code, _betas("linear", 1, 0.5), variance="fixedsmall", lsun=True)

@@ -127,7 +127,7 @@ class PipelineCase:
     functions: Sequence[str]
     changes: Sequence[str]
     lifted: Sequence[str]
-    batch: int = 2
+    batch: int = 1
     seed: int = 0
     tier: str = "default"
     scheduler: dict[str, Any] = field(default_factory=dict)

@@ -69,7 +69,7 @@ class SchedulerCase:
 
 def case_shape(steps: int) -> tuple[int, ...]:
     """(B, C, H, W) of a case: smaller for longer runs, so that every step is stored in full within the size budget."""
-    return (2, 3, 4, 2) if steps <= 20 else (1, 2, 3, 2) if steps <= 100 else (1, 1, 2, 3)
+    return (2, 3, 4, 2) if steps <= 20 else (1, 2, 3, 2) if steps <= 100 else (1, 1, 1, 3)
 
 
 class Probe:

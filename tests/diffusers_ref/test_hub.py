@@ -1,15 +1,16 @@
 """Loading from the Hub for real: client library, cache and protocol, against a server on the loopback device.
 
-The client reads HF_ENDPOINT and HF_HUB_OFFLINE when it is imported, so the loading is done in other processes.
+The client reads HF_ENDPOINT and HF_HUB_OFFLINE when it is imported, so it is imported anew for each environment.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import subprocess
+import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +19,58 @@ import torch
 from hub_server import HubServer, commit_of, read_files
 from tiny_pipelines import tiny_ddim
 
+from diffusers_ref import DDIMPipeline, DDIMScheduler, DiffusionPipeline, UNet2DModel
+
 REPOSITORY = "someone/tiny-ddim"
 CODE_REPOSITORY = "someone/code"
 
-CHILD = """
-import json, os, sys, urllib.request
-from diffusers_ref import *
 
-def weights(model):
-    return sum(parameter.double().sum().item() for parameter in getattr(model, "unet", model).parameters())
+@contextlib.contextmanager
+def client(cache: Path, **environment: str) -> Iterator[None]:
+    """In the block `huggingface_hub` is one that started in this environment, with this cache and no proxy."""
 
-results = {}
-for name, expression in json.load(sys.stdin).items():
-    if os.environ.get("MARKS"):
-        urllib.request.urlopen(os.environ["HF_ENDPOINT"] + "/mark/" + name).read()
-    try:
-        results[name] = eval(expression)
-    except Exception as error:
-        results[name] = f"{type(error).__name__}: {error}"
-json.dump(results, sys.stdout)
-"""
+    def loaded() -> list[str]:
+        return [name for name in sys.modules if name.split(".")[0] == "huggingface_hub"]
 
-
-def evaluate(expressions: dict[str, str], cache: Path, **environment: str) -> dict[str, Any]:
-    """The values of expressions (or the errors), in a fresh process with a Hub cache and environment of its own."""
-    kept = {key: value for key, value in os.environ.items() if "proxy" not in key.lower() and not key.startswith("HF_")}
-    own = {"HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *sys.path[1:]])
-    child = subprocess.run(
-        [sys.executable, "-c", CHILD],
-        input=json.dumps(expressions),
-        env=kept | own | {"PYTHONPATH": path} | environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert child.returncode == 0, child.stderr
-    return json.loads(child.stdout)
+    own = {"HF_HOME": str(cache), "HF_HUB_DISABLE_PROGRESS_BARS": "1", "NO_PROXY": "127.0.0.1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ:
+            if name.startswith(("HF_", "HUGGING")) or "proxy" in name.lower():
+                patch.delenv(name)
+        for name, value in (own | environment).items():
+            patch.setenv(name, value)
+        for name in loaded():
+            patch.delitem(sys.modules, name)
+        try:
+            yield
+        finally:
+            for name in loaded():
+                del sys.modules[name]
 
 
-def load(name: str = REPOSITORY, **options: object) -> str:
-    """The expression that loads a pipeline."""
-    arguments = "".join(f", {key}={value!r}" for key, value in options.items())
-    return f"DDIMPipeline.from_pretrained({name!r}{arguments})"
+def results_of(calls: dict[str, Callable[[], Any]], server: HubServer | None = None) -> dict[str, Any]:
+    """What each call returns, or its error as text; `server` gets a mark before each."""
+    results: dict[str, Any] = {}
+    for name, call in calls.items():
+        if server is not None:
+            urllib.request.urlopen(f"{server.endpoint}/mark/{name}").read()
+        try:
+            results[name] = call()
+        except Exception as error:
+            results[name] = f"{type(error).__name__}: {error}"
+    return results
 
 
-def checksum(pipeline) -> float:
-    return sum(parameter.double().sum().item() for parameter in pipeline.unet.parameters())
+def load(name: str = REPOSITORY, **options: Any) -> DDIMPipeline:
+    return DDIMPipeline.from_pretrained(name, **options)
+
+
+def checksum(pipeline: DDIMPipeline) -> float:
+    return weights(pipeline.unet)
+
+
+def weights(network: UNet2DModel) -> float:
+    return sum(parameter.double().sum().item() for parameter in network.parameters())
 
 
 @pytest.fixture(scope="module")
@@ -88,31 +94,30 @@ def repositories(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def online(repositories, tmp_path_factory):
-    """What a process gets from the server, with what it asked for; and its cache."""
+    """What comes from the server, the server with what it was asked for, and the cache."""
     commit = commit_of(repositories[CODE_REPOSITORY]["main"])
     code = {"custom_pipeline": CODE_REPOSITORY}
     trusted = code | {"trust_remote_code": True}
-    expressions = {
-        "variant": f"weights({load(variant='fp16')})",
-        "plain": f"weights({load()})",
-        "again": f"weights({load()})",
-        "revision": f"weights({load(revision='v1')})",
-        "any": f"type(DiffusionPipeline.from_pretrained({REPOSITORY!r})).__name__",
-        "network": f"weights(UNet2DModel.from_pretrained({REPOSITORY!r}, subfolder='unet'))",
-        "scheduler": f"DDIMScheduler.from_pretrained({REPOSITORY!r}, subfolder='scheduler').config.num_train_timesteps",
-        "no-repository": load("someone/absent"),
-        "no-revision": load(revision="absent"),
-        "no-variant": load(variant="bf16"),
-        "not-a-pipeline": load(CODE_REPOSITORY),
-        "code": load(**code),
-        "trusted-code": load(**trusted),
-        "code-at-a-branch": load(**trusted, custom_revision="main"),
-        "pinned-code": f"{load(**trusted, custom_revision=commit)}.mine",
+    calls = {
+        "variant": lambda: checksum(load(variant="fp16")),
+        "plain": lambda: checksum(load()),
+        "again": lambda: checksum(load()),
+        "revision": lambda: checksum(load(revision="v1")),
+        "any": lambda: type(DiffusionPipeline.from_pretrained(REPOSITORY)),
+        "network": lambda: weights(UNet2DModel.from_pretrained(REPOSITORY, subfolder="unet")),
+        "scheduler": lambda: DDIMScheduler.from_pretrained(REPOSITORY, subfolder="scheduler").config,
+        "no-repository": lambda: load("someone/absent"),
+        "no-revision": lambda: load(revision="absent"),
+        "no-variant": lambda: load(variant="bf16"),
+        "not-a-pipeline": lambda: load(CODE_REPOSITORY),
+        "code": lambda: load(**code),
+        "trusted-code": lambda: load(**trusted),
+        "code-at-a-branch": lambda: load(**trusted, custom_revision="main"),
+        "pinned-code": lambda: load(**trusted, custom_revision=commit),
     }
     cache = tmp_path_factory.mktemp("cache")
-    with HubServer(repositories) as server:
-        results = evaluate(expressions, cache, HF_ENDPOINT=server.endpoint, MARKS="1")
-    return results, server, cache
+    with HubServer(repositories) as server, client(cache, HF_ENDPOINT=server.endpoint):
+        return results_of(calls, server), server, cache
 
 
 def test_a_pipeline_loads_and_only_needed_files_are_downloaded(online):
@@ -127,7 +132,7 @@ def test_a_pipeline_loads_and_only_needed_files_are_downloaded(online):
     assert results["plain"] == pytest.approx(checksum(tiny_ddim(seed=2)), rel=1e-12)
     assert server.downloads_after("plain") == ["unet/diffusion_pytorch_model.safetensors"]
     assert server.downloads_after("again") == []
-    assert results["any"] == "DDIMPipeline"
+    assert results["any"] is DDIMPipeline
 
 
 def test_a_revision_is_its_own_download(online):
@@ -139,7 +144,7 @@ def test_a_revision_is_its_own_download(online):
 def test_parts_load_alone(online):
     results, _, _ = online
     assert results["network"] == results["plain"]
-    assert results["scheduler"] == 40
+    assert results["scheduler"].num_train_timesteps == 40
 
 
 @pytest.mark.parametrize(
@@ -159,34 +164,29 @@ def test_what_is_not_there_or_not_allowed(online, name, message):
 
 
 def test_code_runs_when_it_is_trusted_and_pinned(online):
-    assert online[0]["pinned-code"] is True
+    assert online[0]["pinned-code"].mine is True
 
 
-@pytest.fixture(scope="module")
-def unconnected(online):
-    """What two processes get from the cache: one is told to be offline, the other finds the server down."""
-    _, server, cache = online  # The server has been shut down by now.
-    offline = {
-        "plain": f"weights({load()})",
-        "revision": f"weights({load(revision='v1', local_files_only=True)})",
-        "absent": load("someone/absent"),
-        "absent-local": load("someone/absent", local_files_only=True),
+def test_a_prepared_cache_serves_offline(online):
+    results, _, cache = online
+    calls = {
+        "plain": lambda: checksum(load()),
+        "revision": lambda: checksum(load(revision="v1", local_files_only=True)),
+        "absent": lambda: load("someone/absent"),
+        "absent-local": lambda: load("someone/absent", local_files_only=True),
     }
-    down = {"plain": f"weights({load()})", "absent": load("someone/absent")}
-    with ThreadPoolExecutor() as threads:
-        first = threads.submit(evaluate, offline, cache, HF_HUB_OFFLINE="1")
-        second = threads.submit(evaluate, down, cache, HF_ENDPOINT=server.endpoint)
-        return first.result(), second.result()
-
-
-def test_a_prepared_cache_serves_offline(online, unconnected):
-    results, offline = online[0], unconnected[0]
+    with client(cache, HF_HUB_OFFLINE="1"):
+        offline = results_of(calls)
     assert offline["plain"] == results["plain"] and offline["revision"] == results["revision"]
     assert "someone/absent at revision main: the Hub cannot be reached" in offline["absent"]
     assert "only local files are allowed and the cache does not hold it" in offline["absent-local"]
 
 
-def test_a_hub_that_is_down_is_replaced_by_the_cache(online, unconnected):
-    results, down = online[0], unconnected[1]
+def test_a_hub_that_is_down_is_replaced_by_the_cache(online):
+    results, _, cache = online
+    with socket.socket() as nobody_listens:
+        nobody_listens.bind(("127.0.0.1", 0))
+        with client(cache, HF_ENDPOINT=f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"):
+            down = results_of({"plain": lambda: checksum(load()), "absent": lambda: load("someone/absent")})
     assert down["plain"] == results["plain"]
     assert "LoadingError: someone/absent at revision main: the Hub cannot be reached" in down["absent"]
