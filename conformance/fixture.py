@@ -241,14 +241,15 @@ def write_fixture(folder: Path, manifest: Manifest, tensors: dict[str, torch.Ten
 
 
 def to_json(data: dict[str, Any]) -> str:
-    """Indented JSON in which a list or object without nested ones stands on one line, if it is short."""
-    text = json.dumps(data, indent=1, ensure_ascii=False)
+    """Indented JSON in which short lists, and short objects without objects inside, stand on one line."""
 
     def on_one_line(match: re.Match[str]) -> str:
         line = re.sub(r"\n *", " ", match.group())
         return line if len(line) <= 120 else match.group()
 
-    return re.sub(r"[\[{][^\[\]{}]*[\]}]", on_one_line, text)
+    text = json.dumps(data, indent=1, ensure_ascii=False)
+    text = re.sub(r"\[[^\[\]{}]*\]", on_one_line, text)
+    return re.sub(r"\{[^{}]*\}", on_one_line, text)
 
 
 def tensor_digest(name: str, tensor: torch.Tensor) -> str:

@@ -129,4 +129,5 @@ def _case(code: SimpleNamespace, kind: str, steps: int, betas: dict[str, Any], e
         seed=steps,
         changes=CHANGES,
         lifted=LIFTED,
+        tables=steps in (7, 11),
     )

@@ -255,6 +255,7 @@ def _ddim(
         seed=steps,
         changes=CHANGES,
         lifted=LIFTED,
+        tables=steps == 10 or betas != beta_config("linear"),
     )
 
 
@@ -279,4 +280,5 @@ def _ddpm(
         seed=steps,
         changes=CHANGES,
         lifted=LIFTED,
+        tables=steps == 50,
     )

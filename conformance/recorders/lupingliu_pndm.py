@@ -191,4 +191,5 @@ def _case(code: SimpleNamespace, method: str, steps: int, betas: dict[str, Any])
         seed=steps,
         changes=CHANGES,
         lifted=LIFTED,
+        tables=steps == 10 or betas != _betas("linear"),
     )

@@ -263,4 +263,5 @@ def _case(
         seed=steps,
         changes=CHANGES,
         lifted=LIFTED,
+        tables=respacing in ("7", "ddim50", ""),
     )

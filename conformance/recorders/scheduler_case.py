@@ -44,7 +44,10 @@ class Run:
 
 @dataclass(frozen=True)
 class SchedulerCase:
-    """One case: `run(network, shape, dtype)` drives the original, drawing x_T and noises through torch.randn / randn_like."""
+    """One case: `run(network, shape, dtype)` drives the original, drawing x_T and noises through torch.randn / randn_like.
+
+    `tables`: store the original's tables; cases that share a schedule with another may leave them out.
+    """
 
     name: str
     title: str
@@ -61,6 +64,7 @@ class SchedulerCase:
     changes: Sequence[str] = ()
     lifted: Sequence[str] = ()
     max_floor: float = MAX_FLOOR
+    tables: bool = True
     tier: str = "default"
 
     def record(self, original: Original, commit: str, modified: bool) -> tuple[Manifest, dict[str, torch.Tensor]]:
@@ -157,14 +161,15 @@ def record_scheduler_case(
         stacked = [torch.stack(run) for run in runs if run is not None]
         tensors["pred_original_sample.floor"] = floors(stacked, tensors["pred_original_sample.f64"])
         names["pred_original_sample"] = "step"
-    tensors.update({f"table.{name}": table for name, table in y32.tables.items()})
+    tables = y32.tables if case.tables else {}
+    tensors.update({f"table.{name}": table for name, table in tables.items()})
 
     one_later = Probe(lambda x, t: case.network(x, t.double() + case.network.time_scale))
     shifted, _ = again(one_later, torch.float32)
     information = inform(case, inputs, sample, sample64, shifted, tensors.get("pred_original_sample"))
     declared = [
         Output("timesteps", "table", 0.0, 0.0),
-        *(Output(name, "table", 0.0, 0.0) for name in y32.tables),
+        *(Output(name, "table", 0.0, 0.0) for name in tables),
         *(Output(name, "step", *map(float, tensors[f"{name}.floor"].amax(0))) for name in names),
     ]
     if (floor := max(output.noise_floor for output in declared)) > case.max_floor:

@@ -99,7 +99,7 @@ def test_one_generator_per_image_makes_images_independent_of_the_batch():
     pipeline = tiny_ddim()
     both = run(pipeline, generator=[generator(5), generator(6)], eta=1.0)
     alone = run(pipeline, batch_size=1, generator=[generator(6)], eta=1.0)
-    torch.testing.assert_close(both[1:], alone, rtol=1e-5, atol=1e-6)
+    assert (both[1:] - alone).abs().max() <= 1e-5, "rounding: kernels depend on the batch size"
 
 
 def test_x_t_can_be_given_under_either_name():
@@ -153,7 +153,8 @@ def test_a_learned_variance_is_dropped_where_the_scheduler_has_its_own():
     state |= {key: state[key][:3] for key in ("conv_out.weight", "conv_out.bias")}
     plain.load_state_dict(state)
     pipelines = [quiet(PNDMPipeline(unet, PNDMScheduler(num_train_timesteps=40))) for unet in (learned, plain)]
-    torch.testing.assert_close(*(run(pipeline, num_inference_steps=8) for pipeline in pipelines), rtol=1e-5, atol=1e-6)
+    with_variance, without = (run(pipeline, num_inference_steps=8) for pipeline in pipelines)
+    assert (with_variance - without).abs().max() <= 1e-5, "rounding: kernels depend on the number of channels"
     ddpm = quiet(DDPMPipeline(learned, DDPMScheduler(num_train_timesteps=40, variance_type="learned_range")))
     assert run(ddpm).shape == (2, 3, 8, 8)
 
