@@ -201,7 +201,7 @@ LSUN = {**CIFAR10, "image_size": 256, "ch_mult": [1, 1, 2, 2, 4, 4]}
 
 def _pipeline(code: SimpleNamespace, variance: str) -> PipelineCase:
     betas = _betas("linear", 10, 0.5)
-    config = {**TINY, **betas, "model_var_type": variance}
+    config = {**TINY, "image_size": 8, "attn_resolutions": [4], **betas, "model_var_type": variance}
     return PipelineCase(
         name=f"pipeline-{variance}-10",
         title=f"from variables to pixels: T = 10, {variance}",
@@ -215,7 +215,8 @@ def _pipeline(code: SimpleNamespace, variance: str) -> PipelineCase:
         pixels=lambda x: ((x + 1) / 2).clamp(0, 1),
         integers=lambda x: ((x + 1) * 127.5).clamp(0, 255).byte(),  # tpu_utils/tpu_utils.py:unnormalize_data
         alphas=torch.from_numpy((1 - code.cifar.get_beta_schedule(**betas)).cumprod()),
-        shape=(3, 16, 16),
+        shape=(3, 8, 8),
+        batch=2,
         call={"num_inference_steps": 10},
         functions=("diffusion_tf/models/unet.py:model", "diffusion_tf/diffusion_utils_2.py:GaussianDiffusion2.p_sample"),
         changes=CHANGES,

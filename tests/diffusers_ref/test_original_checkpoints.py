@@ -78,7 +78,7 @@ def test_variables_of_a_tensorflow_checkpoint(tmp_path):
     variables = {"global_step": np.int64(7), "beta1_power": np.float32(0.9)}
     for name, value in raw.items():
         variables[name] = value.numpy()
-        variables[f"{name}/Adam"] = variables[f"{name}/Adam_1"] = np.zeros(value.shape, np.float32)
+        variables[f"{name}/Adam"] = variables[f"{name}/Adam_1"] = np.zeros(1, np.float32)
         variables[f"{name}/ExponentialMovingAverage"] = ema[name].numpy()
     file = tmp_path / "model.npz"
     np.savez(file, **variables)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -40,11 +41,18 @@ def edit_index(folder, **entries):
     file.write_text(json.dumps({key: value for key, value in index.items() if value != "removed"}))
 
 
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A saved DDIM pipeline, to be read only."""
+    folder = tmp_path_factory.mktemp("saved") / "pipe"
+    tiny_ddim().save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-    """A saved DDIM pipeline."""
-    tiny_ddim().save_pretrained(tmp_path / "pipe")
-    return tmp_path / "pipe"
+def folder(saved, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copytree(saved, tmp_path / "pipe")
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------
