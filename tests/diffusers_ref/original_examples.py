@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
+import json
 from typing import Any
 
 import torch
@@ -122,11 +124,16 @@ def changed(config: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def original_state(format: str, config: dict[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights, of a size that keeps activations near 1, under the original's names."""
+    """Random weights, of a size that keeps activations near 1, under the original's names; do not write into them."""
+    return dict(_original_state(format, json.dumps(config), seed))
+
+
+@functools.cache
+def _original_state(format: str, config: str, seed: int) -> dict[str, torch.Tensor]:
     module = get_format(format)
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, shape in module.original_keys(module.parse_config(config)).items():
+    for name, shape in module.original_keys(module.parse_config(json.loads(config))).items():
         value = torch.randn(shape, generator=generator)
         state[name] = value / (value.numel() / max(shape)) ** 0.5 if len(shape) > 1 else 1 + 0.1 * value
     return state

@@ -12,7 +12,8 @@ from original_examples import ERMONGROUP, EXAMPLES, HOJONATHANHO, LUPINGLIU_DDIM
 from safetensors.torch import save_file
 
 from diffusers_ref import ConfigError, LoadingError, WeightsError
-from diffusers_ref.original import build_unet, get_format, load_single_file
+from diffusers_ref.original import get_format, load_single_file
+from diffusers_ref.original.key_rules import convert
 
 DDIM = "ermongroup/ddim"
 TF = "hojonathanho/diffusion"
@@ -24,8 +25,9 @@ def parallel(state):
 
 
 def same(unet, format, config, state) -> bool:
-    ours, theirs = unet.state_dict(), build_unet(format, config, state).state_dict()
-    return all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    module, ours = get_format(format), unet.state_dict()
+    expected = convert(state, module.key_map(module.parse_config(config)), ours, "the state")
+    return expected.keys() == ours.keys() and all(torch.equal(ours[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize(("format", "config"), EXAMPLES.values(), ids=EXAMPLES)

@@ -92,15 +92,15 @@ def test_output_types_and_tuples():
 )
 def test_the_loop_is_network_and_scheduler_in_turn(pipeline_class, scheduler_class, options):
     unet, scheduler = tiny_unet(), scheduler_class(num_train_timesteps=40)
-    images = run(quiet(pipeline_class(unet, scheduler)), num_inference_steps=8, **options)
+    images = run(quiet(pipeline_class(unet, scheduler)), num_inference_steps=STEPS, **options)
     source, twin = generator(), scheduler_class(num_train_timesteps=40)
-    twin.set_timesteps(8)
+    twin.set_timesteps(STEPS)
     x = torch.randn(2, 3, 8, 8, generator=source)
     with torch.no_grad():
         for t in twin.timesteps:
             x = twin.step(unet(x, t).sample, t, x, generator=source, **options).prev_sample
     assert torch.equal(images, x)
-    assert torch.equal(run(quiet(pipeline_class(unet, scheduler)), num_inference_steps=8, **options), x), "second run"
+    assert torch.equal(run(quiet(pipeline_class(unet, scheduler)), num_inference_steps=STEPS, **options), x), "second run"
 
 
 def test_one_generator_per_image_makes_images_independent_of_the_batch():
@@ -161,7 +161,7 @@ def test_a_learned_variance_is_dropped_where_the_scheduler_has_its_own():
     state |= {key: state[key][:3] for key in ("conv_out.weight", "conv_out.bias")}
     plain.load_state_dict(state)
     pipelines = [quiet(PNDMPipeline(unet, PNDMScheduler(num_train_timesteps=40))) for unet in (learned, plain)]
-    with_variance, without = (run(pipeline, num_inference_steps=8) for pipeline in pipelines)
+    with_variance, without = (run(pipeline, num_inference_steps=STEPS) for pipeline in pipelines)
     assert (with_variance - without).abs().max() <= 1e-5, "rounding: kernels depend on the number of channels"
     ddpm = quiet(DDPMPipeline(learned, DDPMScheduler(num_train_timesteps=40, variance_type="learned_range")))
     assert run(ddpm).shape == (2, 3, 8, 8)
