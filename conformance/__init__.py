@@ -1,4 +1,4 @@
-"""Replays recordings of original paper code on an implementation and says, per step and per module, whether it is 1-to-1."""
+"""Replays recordings of original paper code on an implementation: is it 1-to-1, and if not, from which step and module?"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from conformance.errors import ConformanceError
 
 app = typer.Typer(
     name="conformance",
-    help="Replay recordings of original paper code on an implementation: is it 1-to-1, and if not, where does it diverge?",
+    help="Replay recordings of original paper code on an implementation: is it 1-to-1? If not, where does it diverge?",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -93,8 +93,8 @@ def run(
 
     open_library(fixtures).select(select or ())
     suite = Path(__file__).parent / "suite"
-    arguments = [str(suite / "test_fixtures.py"), "-c", str(suite / "pytest.ini"), "--rootdir", str(suite), "-q", "--no-header",
-                 "--tb=no", "--no-summary", "--conformance-table", f"--implementation={implementation}",
+    arguments = [str(suite / "test_fixtures.py"), "-c", str(suite / "pytest.ini"), "--rootdir", str(suite), "-q",
+                 "--no-header",                 "--tb=no", "--no-summary", "--conformance-table", f"--implementation={implementation}",
                  f"--device={device}", f"--dtype={dtype}", f"--tier={tier}"]  # fmt: skip
     arguments += [f"--case={pattern}" for pattern in select or ()]
     arguments += [f"--conformance-fixtures={fixtures}"] if fixtures else []
@@ -108,7 +108,9 @@ def run(
 @app.command()
 @guarded
 def record(
-    system: Annotated[str, typer.Argument(help="Which original: ddim, ddpm, improved-diffusion, latent-diffusion, pndm.")],
+    system: Annotated[
+        str, typer.Argument(help="Which original: ddim, ddpm, improved-diffusion, latent-diffusion, pndm.")
+    ],
     source: Annotated[Path, typer.Option(help="Checkout of the original at the pinned commit.")],
     cases: Annotated[list[str] | None, typer.Argument(help="Case patterns; all cases by default.")] = None,
     output: Annotated[Path, typer.Option(help="Fixture folder to write to.")] = Path("fixtures"),

@@ -5,8 +5,8 @@ With y32 and y64 the original's float32 and float64 results and s the observatio
     error(s) = ‖s − y64‖ / ‖y64‖          noise floor = error of the original's own float32 runs, at least 2⁻²⁴
     parity ratio ρ = error(s) / noise floor
 
-ρ ≤ 1: at least as close to exact arithmetic as the original. The same is asked of the largest element, with its own floor.
-NaN and Inf never pass unless the oracle has them at the same places. Shapes and integers are exact.
+ρ ≤ 1: at least as close to exact arithmetic as the original. The same is asked of the largest element, with its own
+floor. NaN and Inf never pass unless the oracle has them at the same places. Shapes and integers are exact.
 """
 
 from __future__ import annotations
@@ -107,12 +107,14 @@ def compare_steps(
     figures = (float(rho[worst]), float(norm.max()), float(floors[worst, 0])) if len(rho) else (0.0, 0.0, 0.0)
     if len(failing):
         first = int(failing[0])
-        return Comparison(output, Verdict.DIVERGENT, *figures, first, _describe(observed[first], y64[first], rho[first]))
+        return Comparison(
+            output, Verdict.DIVERGENT, *figures, first, _describe(observed[first], y64[first], rho[first])
+        )
     return Comparison(output, Verdict.BITWISE if bitwise else Verdict.EQUIVALENT, *figures)
 
 
 def compare_float64(output: str, observed: torch.Tensor, y64: torch.Tensor, tolerance: float) -> Comparison:
-    """Compare a float64 trajectory (n, ...) with the oracle: every row within `tolerance`, relative, by norm and element."""
+    """Compare a float64 trajectory (n, ...) with the oracle: every row within `tolerance`, by norm and by element."""
     if mismatch := _other_shape(output, observed, y64):
         return mismatch
     observed = observed.detach().to("cpu")
@@ -131,9 +133,12 @@ def compare_exactly(output: str, observed: torch.Tensor, recorded: torch.Tensor)
     """Compare a table or a list of integers: same shape, same values; a table in a narrower precision differs."""
     observed = observed.detach().to("cpu")
     if tuple(observed.shape) != tuple(recorded.shape):
-        detail = f"{tuple(observed.shape)} entries {_short(observed)}, the original has {tuple(recorded.shape)} {_short(recorded)}"
-        common = min(len(observed), len(recorded)) if observed.ndim and recorded.ndim else 0
-        differing = torch.nonzero(observed[:common].to(torch.float64) != recorded[:common].to(torch.float64)).reshape(-1)
+        original = f"{tuple(recorded.shape)} {_short(recorded)}"
+        detail = f"{tuple(observed.shape)} entries {_short(observed)}, the original has {original}"
+        lists = observed.ndim == recorded.ndim == 1
+        common = min(len(observed), len(recorded)) if lists else 0
+        a, b = (tensor.reshape(-1)[:common].to(torch.float64) for tensor in (observed, recorded))
+        differing = torch.nonzero(a != b).reshape(-1)
         first = int(differing[0]) if len(differing) else common
         return Comparison(output, Verdict.DIVERGENT, math.inf, math.inf, step=first, detail=detail)
     a, b = observed.to(torch.float64), recorded.to(torch.float64)
@@ -142,7 +147,8 @@ def compare_exactly(output: str, observed: torch.Tensor, recorded: torch.Tensor)
         return Comparison(output, Verdict.BITWISE)
     first = int(differing[0])
     error = float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
-    detail = f"{len(differing)} of {a.numel()} entries differ, first [{first}]: {a.reshape(-1)[first].item()!r} instead of {b.reshape(-1)[first].item()!r}"
+    values = f"{a.reshape(-1)[first].item()!r} instead of {b.reshape(-1)[first].item()!r}"
+    detail = f"{len(differing)} of {a.numel()} entries differ, first [{first}]: {values}"
     return Comparison(output, Verdict.DIVERGENT, math.inf, error, step=first, detail=detail)
 
 
@@ -152,7 +158,7 @@ def relative_errors(observed: torch.Tensor, exact: torch.Tensor) -> tuple[torch.
     Elements where both have the same NaN or Inf count as equal.
     """
     rows = len(exact)
-    s, y = observed.to(torch.float64).reshape(rows, -1), exact.to(torch.float64).reshape(rows, -1)
+    s, y = (tensor.to(torch.float64).reshape(rows, -1 if rows else 1) for tensor in (observed, exact))
     same = (s == y) | (s.isnan() & y.isnan())
     broken = ~same & ~(s.isfinite() & y.isfinite())
     difference = torch.where(same | broken, torch.zeros((), dtype=torch.float64), s - y)
@@ -183,7 +189,8 @@ def _other_shape(output: str, observed: torch.Tensor, exact: torch.Tensor) -> Co
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
+    same = (a == b) & (a.signbit() == b.signbit()) | (a.isnan() & b.isnan())
+    return a.dtype == b.dtype and bool(same.all())
 
 
 def _describe(observed: torch.Tensor, exact: torch.Tensor, rho: torch.Tensor | None) -> str:
@@ -191,7 +198,8 @@ def _describe(observed: torch.Tensor, exact: torch.Tensor, rho: torch.Tensor | N
     gap = (s - y).abs().nan_to_num(math.inf)
     at = int(gap.argmax())
     ratio = "" if rho is None else f", ρ = {float(rho):.3g}"
-    return f"largest difference {gap[at].item():.3g} at element {at}: {s[at].item():.9g} instead of {y[at].item():.9g}{ratio}"
+    values = f"{s[at].item():.9g} instead of {y[at].item():.9g}"
+    return f"largest difference {gap[at].item():.3g} at element {at}: {values}{ratio}"
 
 
 def _short(tensor: torch.Tensor) -> str:

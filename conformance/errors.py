@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class ConformanceError(Exception):
-    """Something is wrong with the request, a file or the machine; the message says what was given and what is allowed."""
+    """Something is wrong with the request, a file or the machine; says what was given and what is allowed."""
 
 
 class FixtureError(ConformanceError):

@@ -7,8 +7,8 @@
     version = ">=0.30,<1"
     device = "cpu"
 
-A matching case that does not pass becomes `waived`. An entry that matches no case of the run, or whose cases all pass, fails
-the run: expectations never outlive their cause.
+A matching case that does not pass becomes `waived`. An entry that matches no case of the run, or whose cases all
+pass, fails the run: expectations never outlive their cause.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def read_expectations(path: Path) -> list[Expectation]:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConformanceError(f"expectations {path}: {error.strerror}") from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConformanceError(f"expectations {path}: not TOML: {error}") from None
     if set(data) - {"expect"} or not isinstance(data.get("expect", []), list):
         raise ConformanceError(f"expectations {path}: only [[expect]] tables are allowed, found {', '.join(data)}")
@@ -73,7 +73,7 @@ def read_expectations(path: Path) -> list[Expectation]:
 
 
 def stale(expectations: Sequence[Expectation], verdicts: Iterable[tuple[str, str]]) -> list[str]:
-    """Complaints about entries that matched nothing, or whose cases all pass: (case, verdict) pairs of the whole run."""
+    """Complaints about entries that matched nothing, or whose cases all pass, given a whole run's (case, verdict) pairs."""
     seen = list(verdicts)
     complaints = []
     for entry in expectations:

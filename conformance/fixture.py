@@ -1,8 +1,9 @@
 """The fixture format: one recorded run of an original, as a manifest (JSON) and its tensors (safetensors).
 
-`<case>.json` holds provenance and the description of what to build; `<case>.safetensors` holds inputs, draws and outputs.
-Parsing is strict: an unknown or missing key is an error that names it. Tensors are checked against the SHA-256 of the
-file and of each tensor (safetensors itself loads flipped bits without complaint). Files are written atomically.
+`<case>.json` holds provenance and the description of what to build; `<case>.safetensors` holds inputs, draws and
+outputs. Parsing is strict: an unknown or missing key is an error that names it. Tensors are checked against the
+SHA-256 of the file and of each tensor (safetensors itself loads flipped bits without complaint). Files are written
+atomically.
 
 Reading a manifest does not import torch; reading tensors does.
 """
@@ -43,7 +44,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Reference:
-    """The original code: repository, commit, licence, the functions that ran, and every change made to it at run time."""
+    """The original code: repository, commit, licence, functions that ran, and every change made to it at run time."""
 
     repository: str
     commit: str
@@ -78,8 +79,8 @@ class Subject:
 
     kind `scheduler`: `cls`, `config`, `set_timesteps`, `step` (keyword arguments) and the analytic `network`.
     kind `model`: `cls`, `original` (checkpoint format) and `config` (the original's own configuration), `call`.
-    kind `pipeline`: `cls`, `original`, `config`, `checkpoint` (form of the original file), `call`, and `scheduler`: options
-    that the original's command line chooses beside its configuration.
+    kind `pipeline`: `cls`, `original`, `config`, `checkpoint` (form of the original file), `call`, and `scheduler`:
+    options that the original's command line chooses beside its configuration.
     """
 
     cls: str
@@ -120,10 +121,10 @@ class Tape:
 
 @dataclass(frozen=True)
 class Output:
-    """One recorded output. `noise_floor` and `noise_floor_max` are the largest over its steps (norm-wise, element-wise).
+    """One recorded output. `noise_floor` (by norm) and `noise_floor_max` (by element) are the largest over its steps.
 
-    level `table`: part of the definition, compared exactly; `step`: one row per network evaluation; `tap`: sketches of a
-    module's output; `final`: what the original returns.
+    level `table`: part of the definition, compared exactly; `step`: one row per network evaluation; `tap`: sketches
+    of a module's output; `final`: what the original returns.
     """
 
     name: str
@@ -187,7 +188,8 @@ class Fixture:
         """All tensors by name, checked against the manifest's hashes.
 
         Raises:
-            FixtureError: the file is missing, truncated, or a hash differs; names the file, what was expected and found.
+            FixtureError: the file is missing, truncated, or a hash differs; names the file, what was expected and
+                found.
         """
         if not self._tensors:
             self._tensors.update(_read_tensors(self.path.parent / self.manifest.tensors.file, self.manifest.tensors))
@@ -220,7 +222,8 @@ def read_fixture(path: Path) -> Fixture:
 def write_fixture(folder: Path, manifest: Manifest, tensors: dict[str, torch.Tensor]) -> Path:
     """Write a fixture under `folder/<system>/`, each file atomically, tensors first; returns the manifest's path.
 
-    The manifest's `tensors` entry is filled in here. A reader never sees a manifest without its tensors.
+    The manifest's `tensors` entry is filled in here. A reader never sees a manifest without its tensors, and a write
+    that is interrupted by an exception leaves an earlier fixture as it was.
     """
     from safetensors.torch import save
 
@@ -235,8 +238,17 @@ def write_fixture(folder: Path, manifest: Manifest, tensors: dict[str, torch.Ten
     )
     manifest = dataclasses.replace(manifest, tensors=tensor_file)
     text = to_json(dataclasses.asdict(manifest)) + "\n"
-    _write_atomically(path.parent / tensor_file.file, payload)
-    _write_atomically(path, text.encode("utf-8"))
+    tensors_path = path.parent / tensor_file.file
+    previous = tensors_path.read_bytes() if tensors_path.exists() else None
+    _write_atomically(tensors_path, payload)
+    try:
+        _write_atomically(path, text.encode("utf-8"))
+    except BaseException:  # the earlier manifest stands, so the earlier tensors must
+        if previous is None:
+            tensors_path.unlink()
+        else:
+            _write_atomically(tensors_path, previous)
+        raise
     return path
 
 

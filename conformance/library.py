@@ -55,7 +55,7 @@ class Library:
 
 
 def open_library(source: str | Path | None = None) -> Library:
-    """The library at `source`: None for the fixtures shipped with the package, a folder, or `hub:owner/name[@revision]`.
+    """The library at `source`: None for the fixtures of the package, a folder, or `hub:owner/name[@revision]`.
 
     Raises:
         FixtureError: the folder does not exist or holds no fixture, or the Hub repository cannot be had.

@@ -1,9 +1,9 @@
 """The analytic network that scheduler fixtures are run with: a noise predictor in closed form, cheap and live.
 
 Data is a two-component mixture per pixel, x0 = ±μ + s·n with a fixed pattern μ, diffused by ᾱ(u) = exp(−0.1u − 9.95u²),
-u = (t + 1.5) / T, the continuous form of the linear schedule. Its exact E[x0 | x_t] is a tanh; a small term that couples
-neighbouring pixels and depends on t is added, so that a wrong time, axis or sign shows. It accepts any real t ≥ −1, keeps
-x0 inside the data's range (so that clipping is sometimes active and mostly not) and never divides by zero.
+u = (t + 1.5) / T, the continuous form of the linear schedule. Its exact E[x0 | x_t] is a tanh; a small term that
+couples neighbouring pixels and depends on t is added, so that a wrong time, axis or sign shows. It accepts any real t
+≥ −1, keeps x0 inside the data's range (so that clipping is sometimes active and mostly not) and never divides by zero.
 
 Recorders run the original with it and replays run the implementation with it; it belongs to neither.
 """
@@ -22,7 +22,7 @@ COMPONENT_STD = 0.25
 
 @dataclass(frozen=True)
 class AnalyticNetwork:
-    """`network(x, t)`: x (B, C, H, W) floating, t (B,) or scalar; returns (B, C, H, W), or (B, 2C, H, W) with `variance`.
+    """`network(x, t)`: x (B, C, H, W) floating, t (B,) or scalar; returns (B, C, H, W), with `variance` (B, 2C, H, W).
 
     Args:
         num_train_timesteps: T of the schedule that it is made for.

@@ -1,7 +1,7 @@
 """The pytest plugin: options, the parametrised suite, and the report at the end.
 
-It is loaded in every pytest run where the package is installed, so importing it imports neither torch nor the libraries under
-test. Results travel in the reports' user properties, so they survive xdist and show up in JUnit files.
+It is loaded in every pytest run where the package is installed, so importing it imports neither torch nor the
+libraries under test. Results travel in the reports' user properties, so they survive xdist and show up in JUnit files.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--device", default="cpu", help="torch device to replay fixtures on (default: cpu)")
     group.addoption("--dtype", default="float32", help="float32 (with its float64 check), float64, float16 or bfloat16")
     group.addoption("--implementation", default="diffusers_ref",
-                    help="diffusers_ref (default), diffusers, path/to/file.py:Class or package.module:Class")  # fmt: skip
+                    help="diffusers_ref (default), diffusers, file.py:Class or package.module:Class")  # fmt: skip
     group.addoption("--tier", default="default", choices=("default", "full", "hub"), help="which fixtures to replay")
-    group.addoption("--conformance-fixtures", default=None, help="folder, or hub:owner/name@revision (default: those of the package)")
+    group.addoption(
+        "--conformance-fixtures",
+        default=None,
+        help="folder, or hub:owner/name@revision (default: those of the package)",
+    )
     group.addoption("--expectations", default=None, help="TOML file of known divergences, each with a reason")
     group.addoption("--case", action="append", default=[], dest="conformance_cases", metavar="PATTERN",
                     help="only fixtures that match, such as ddim or 'ddim/*quad*' (repeatable)")  # fmt: skip
@@ -149,7 +153,9 @@ class Summary:
             expectations = applicable_expectations(self._config, self._results[0]["version"])
             self._complaints += stale(expectations, [(r["id"], r["verdict"]) for r in self._results])
             if path := self._config.getoption("conformance_json"):
-                write_json_report(Path(path), self._results, self._config.getoption("device"), self._config.getoption("dtype"))
+                write_json_report(
+                    Path(path), self._results, self._config.getoption("device"), self._config.getoption("dtype")
+                )
         except (ConformanceError, OSError) as error:
             self._complaints.append(str(error))
             session.exitstatus = EXIT_USAGE

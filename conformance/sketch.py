@@ -1,9 +1,9 @@
 """Sketches: short random projections of a tensor, enough to say that two tensors differ and by how much.
 
-A sketch holds WIDTH inner products with independent ±1 vectors, divided by sqrt(WIDTH), so that the norm of the difference
-of two sketches estimates the norm of the difference of the tensors (Johnson-Lindenstrauss; relative error ~ 1/sqrt(WIDTH)).
-The signs are Philox bits keyed by the number of elements, so a sketch of the same values in the same order is the same
-everywhere, also where an implementation has flattened some axes; sums run in float64.
+A sketch holds WIDTH inner products with independent ±1 vectors, divided by sqrt(WIDTH), so that the norm of the
+difference of two sketches estimates the norm of the difference of the tensors (Johnson-Lindenstrauss; relative error ~
+1/sqrt(WIDTH)). The signs are Philox bits keyed by the number of elements, so a sketch of the same values in the same
+order is the same everywhere, also where an implementation has flattened some axes; sums run in float64.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """The tape: the ordered random draws of a run.
 
-Recording wraps `torch.randn` and `torch.randn_like` while the original runs and keeps every draw; playing back hands the
-recorded values out again, in order, in the dtype that the caller asks for. Neither leaves a trace in the global RNG.
+Recording wraps `torch.randn` and `torch.randn_like` while the original runs and keeps every draw; playing back hands
+the recorded values out again, in order, in the dtype that the caller asks for. Neither leaves a trace in the global
+RNG.
 
-`StreamCheck` tells, without looking into an implementation, whether it consumed a generator as the original did: after each
-step the generator's state must equal that of a shadow generator from which the tape's draws were taken.
+`StreamCheck` tells, without looking into an implementation, whether it consumed a generator as the original did:
+after each step the generator's state must equal that of a shadow generator from which the tape's draws were taken.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from typing import Any
 import torch
 
 from conformance.fixture import Draw
-
 
 INITIAL = "initial"
 
@@ -55,7 +55,7 @@ def recorded_draws(seed: int, calls: Callable[[], int]) -> Iterator[DrawLog]:
     """
     log = DrawLog()
 
-    def draw(shape: Sequence[int], dtype: torch.dtype | None) -> torch.Tensor:
+    def draw(shape: Sequence[int], dtype: torch.dtype | None, device: Any) -> torch.Tensor:
         value = original_randn(tuple(shape), dtype=dtype)
         log.values.append(value.to(torch.float32).clone())
         log.calls.append(calls())
@@ -76,11 +76,12 @@ def replayed_draws(values: Sequence[torch.Tensor]) -> Iterator[None]:
     """Hand out recorded draws in order instead of random numbers; asking for another shape or for more is an error."""
     remaining = iter(values)
 
-    def draw(shape: Sequence[int], dtype: torch.dtype | None) -> torch.Tensor:
+    def draw(shape: Sequence[int], dtype: torch.dtype | None, device: Any) -> torch.Tensor:
         value = next(remaining, None)
-        if value is None or tuple(value.shape) != tuple(shape):
-            raise RuntimeError(f"the run asks for a draw of {tuple(shape)}, the tape holds {value and value.shape}")
-        return value.to(dtype or torch.float32, copy=True)
+        held = None if value is None else tuple(value.shape)
+        if value is None or held != tuple(shape):
+            raise RuntimeError(f"the run asks for a draw of {tuple(shape)}, the tape holds {held or 'no more'}")
+        return value.to(device or value.device, dtype or torch.float32, copy=True)
 
     with _patched(draw):
         yield
@@ -90,12 +91,17 @@ def replayed_draws(values: Sequence[torch.Tensor]) -> Iterator[None]:
 def _patched(draw: Any) -> Iterator[None]:
     originals = torch.randn, torch.randn_like
 
-    def randn(*size: Any, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
-        shape = size[0] if len(size) == 1 and not isinstance(size[0], int) else size
-        return draw(shape, dtype)
+    def randn(
+        *sizes: Any, size: Any = None, dtype: torch.dtype | None = None, device: Any = None, **_: Any
+    ) -> torch.Tensor:
+        if size is None:
+            size = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+        return draw(size, dtype, device)
 
-    def randn_like(tensor: torch.Tensor, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
-        return draw(tensor.shape, dtype or tensor.dtype)
+    def randn_like(
+        tensor: torch.Tensor, dtype: torch.dtype | None = None, device: Any = None, **_: Any
+    ) -> torch.Tensor:
+        return draw(tensor.shape, dtype or tensor.dtype, device or tensor.device)
 
     torch.randn, torch.randn_like = randn, randn_like  # type: ignore[assignment]
     try:

@@ -1,8 +1,8 @@
 """Synthetic weights: every parameter of an original's layout from a counter-based generator, so that none is stored.
 
-The bits come from NumPy's Philox, whose raw stream is guaranteed, keyed by (seed, original parameter name); they are mapped
-to float32 exactly, so the weights are the same on every machine. Matrices and kernels are uniform with variance 1/fan-in,
-norm scales 1 ± 0.1, biases within ± 0.1. No tensor is left zero.
+The bits come from NumPy's Philox, whose raw stream is guaranteed, keyed by (seed, original parameter name); they are
+mapped to float32 exactly, so the weights are the same on every machine. Matrices and kernels are uniform with variance
+1/fan-in, norm scales 1 ± 0.1, biases within ± 0.1. No tensor is left zero.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ def synthetic_parameter(name: str, shape: Sequence[int], seed: int, layout: Layo
         seed: of the fixture.
         layout: decides which axes are fan-in, and what a norm's scale is called (`weight` or `gamma`).
     """
-    key = np.frombuffer(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], dtype="<u8")
-    bits = np.random.Philox(key=key).random_raw(max(1, math.prod(shape)))
-    # 24 bits, so that the mapping to [-1, 1) is exact in float32.
-    uniform = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
-    uniform = uniform.reshape(tuple(shape))
+    uniform = _uniform(name, shape, seed)
     if len(shape) >= 2:
         fan_in = math.prod(shape[1:]) if layout == "torch" else math.prod(shape[:-1])
         return uniform * np.float32(math.sqrt(3.0 / fan_in))
     if name.endswith(("weight", "gamma")):
         return np.float32(1.0) + np.float32(0.1) * uniform
     return np.float32(0.1) * uniform
+
+
+def synthetic_input(shape: Sequence[int], seed: int) -> np.ndarray:
+    """A float32 input of variance 1 for a network whose official size makes a stored one too large."""
+    return np.float32(math.sqrt(3.0)) * _uniform("input", shape, seed)
 
 
 def synthetic_state(shapes: Mapping[str, Sequence[int]], seed: int, rule: str) -> dict[str, np.ndarray]:
@@ -50,3 +51,12 @@ def synthetic_state(shapes: Mapping[str, Sequence[int]], seed: int, rule: str) -
     if rule not in RULES:
         raise ValueError(f"weight rule {rule!r}; known: {', '.join(RULES)}")
     return {name: synthetic_parameter(name, shape, seed, RULES[rule]) for name, shape in shapes.items()}
+
+
+def _uniform(name: str, shape: Sequence[int], seed: int) -> np.ndarray:
+    """float32 in [-1, 1) from the Philox stream of (seed, name)."""
+    key = np.frombuffer(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:16], dtype="<u8")
+    bits = np.random.Philox(key=key).random_raw(max(1, math.prod(shape)))
+    # 24 bits, so that the mapping to [-1, 1) is exact in float32.
+    uniform = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
+    return uniform.reshape(tuple(shape))

@@ -36,22 +36,8 @@ TRANSFORMERS_WEIGHTS = (("model", ".safetensors"), ("pytorch_model", ".bin"))
 
 # Suffixes of weight files of any framework: such a file is wanted only if it was chosen.
 WEIGHT_SUFFIXES = (
-    *(
-        ".safetensors",
-        ".bin",
-        ".pt",
-        ".pth",
-        ".ckpt",
-        ".msgpack",
-        ".h5",
-        ".onnx",
-        ".onnx_data",
-        ".pb",
-        ".ot",
-        ".gguf",
-        ".npz",
-    ),
-    *(".index.json",),
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".onnx", ".onnx_data", ".pb", ".ot"),
+    *(".gguf", ".npz", ".index.json"),
 )
 
 

@@ -29,7 +29,7 @@ from diffusers_ref.sources import LoadingError, PathOrName, check_entry_name, op
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["ModelMixin", "WeightsError", "load_state_dict_strictly", "shapes_only"]
+__all__ = ["ModelMixin", "WeightsError", "listed", "load_state_dict_strictly", "shapes_only"]
 
 _SHOWN_KEYS = 8
 
@@ -182,11 +182,13 @@ def load_state_dict_strictly(model: torch.nn.Module, state: Mapping[str, Tensor]
 
 
 def _report(entries: Sequence[str], what: str) -> str:
-    if not entries:
-        return ""
-    lines = "".join(f"\n    {entry}" for entry in entries[:_SHOWN_KEYS])
-    more = f"\n    ... and {len(entries) - _SHOWN_KEYS} more" if len(entries) > _SHOWN_KEYS else ""
-    return f"\n  {what}: {len(entries)}{lines}{more}"
+    return f"\n  {what}: {len(entries)}{listed(entries)}" if entries else ""
+
+
+def listed(entries: Sequence[str]) -> str:
+    """The first entries for a message, one a line, and how many more there are."""
+    more = [f"... and {len(entries) - _SHOWN_KEYS} more"] if len(entries) > _SHOWN_KEYS else []
+    return "".join(f"\n    {entry}" for entry in [*entries[:_SHOWN_KEYS], *more])
 
 
 def _save_tensors(state: Mapping[str, Tensor], file: Path) -> None:

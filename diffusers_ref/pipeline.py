@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,8 @@ from diffusers_ref.sources import LoadingError, PathOrName, check_entry_name, op
 
 if TYPE_CHECKING:
     from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
 
 StepCallback = Callable[[Any, int, Any, dict[str, Any]], "dict[str, Any] | None"]
 """callback_on_step_end(pipeline, step index, timestep, {"sample": x}) -> None, or {"sample": x'} to go on from x'."""
@@ -153,10 +156,19 @@ class DiffusionPipeline(ConfigMixin):
 
     @classmethod
     def _constructor_arguments(cls, index: dict[str, Any], overrides: dict[str, Any], source: str) -> dict[str, Any]:
-        """Entries and options out of model_index.json, with the overrides, all of them known to the constructor."""
-        given = {key: value for key, value in index.items() if not key.startswith("_")} | overrides
+        """Entries and options out of model_index.json, with the overrides, all of them known to the constructor.
+
+        A component that the constructor does not know is an error; an unknown option, or an entry that says that there
+        is no component, is dropped with one warning: HF diffusers writes such of its own ("requires_safety_checker").
+        """
+        given = {key: value for key, value in index.items() if not key.startswith("_")}
         allowed = cls.config_keys()
-        cls._raise_unknown([key for key in given if key not in allowed])
+        foreign = [key for key in given if key not in allowed]
+        components = [key for key in foreign if is_entry(given[key]) and any(given[key])]
+        cls._raise_unknown([*(key for key in overrides if key not in allowed), *components])
+        if foreign:
+            logger.warning("%s: %s has no option %s: ignored", source, cls.__name__, ", ".join(sorted(foreign)))
+        given = {key: value for key, value in given.items() if key in allowed} | overrides
         missing = [key for key, default in allowed.items() if default is inspect.Parameter.empty and key not in given]
         if missing:
             raise ConfigError(f"{cls.__name__} needs {', '.join(missing)}: not in {source}; pass it by keyword")

@@ -6,11 +6,14 @@ Both list their files before anything is fetched, so that what is wanted can be 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+logger = logging.getLogger(__name__)
 
 PathOrName = str | os.PathLike[str]
 
@@ -68,7 +71,7 @@ class HubRepository:
     @functools.cached_property
     def files(self) -> list[str]:
         """Names of all files, with "/" between the parts; without a connection, of those in the cache."""
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, constants
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
         if self.local_files_only:
@@ -87,7 +90,10 @@ class HubRepository:
                 f"{self.name!r} is neither a local folder nor a Hub repository (or it is private: pass token=...)"
             ) from error
         except Exception as error:  # noqa: BLE001  the client's versions have different HTTP libraries
-            return self._cached_files(error)
+            files = self._cached_files(error)
+            if not constants.HF_HUB_OFFLINE:
+                logger.warning("%s: the Hub cannot be reached (%s), so the cached files are used", self, error)
+            return files
 
     def _cached_files(self, cause: Exception | None) -> list[str]:
         try:

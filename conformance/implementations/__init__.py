@@ -7,7 +7,7 @@ from conformance.implementations.base import Implementation
 
 
 def open_implementation(name: str = "diffusers_ref") -> Implementation:
-    """The implementation called `name`: `diffusers_ref`, `diffusers`, `path/to/file.py:Class` or `package.module:Class`.
+    """The implementation `name`: `diffusers_ref`, `diffusers`, `path/to/file.py:Class` or `package.module:Class`.
 
     A local file is executed only because it is named here.
 

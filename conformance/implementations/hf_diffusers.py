@@ -51,7 +51,9 @@ class DiffusersImplementation(Implementation):
             raise Unsupported(reason)
         if config.get("solver") == "plms":
             config["skip_prk_steps"] = True
-        config["timestep_spacing"] = SPACINGS.get(config.get("timestep_spacing"), config.get("timestep_spacing", "leading"))
+        config["timestep_spacing"] = SPACINGS.get(
+            config.get("timestep_spacing"), config.get("timestep_spacing", "leading")
+        )
         allowed = inspect.signature(cls.__init__).parameters
         if config.get("prediction_type") == "previous_sample":
             raise Unsupported("diffusers does not predict the previous sample")

@@ -15,7 +15,7 @@ from conformance.implementations.base import Implementation, Scheduler
 
 
 class ReferenceImplementation(Implementation):
-    """Builds everything through the public API of `diffusers_ref`; originals' checkpoints through `diffusers_ref.original`."""
+    """Builds everything through the public API of `diffusers_ref`, and networks through `diffusers_ref.original`."""
 
     name = "diffusers_ref"
 

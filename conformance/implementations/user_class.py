@@ -66,7 +66,7 @@ def load_class(location: str) -> type:
             module = importlib.import_module(place)
     except ConformanceError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever the user's module raises at import
+    except Exception as error:
         raise ConformanceError(f"{place}: cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not isinstance(found, type):

@@ -1,4 +1,4 @@
-"""Recorders: one module per original code base. They run the original and write fixtures; they never import the library under test."""
+"""Recorders: one module per original code base. They run it and write fixtures, and never import diffusers_ref."""
 
 from __future__ import annotations
 

@@ -40,7 +40,14 @@ class Original:
         float32_parts: Iterable[str] = (),
     ) -> Reference:
         return Reference(
-            self.repository, commit, modified, self.licence, list(functions), list(changes), list(lifted), list(float32_parts)
+            self.repository,
+            commit,
+            modified,
+            self.licence,
+            list(functions),
+            list(changes),
+            list(lifted),
+            list(float32_parts),
         )
 
 

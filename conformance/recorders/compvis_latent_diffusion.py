@@ -78,7 +78,8 @@ def sampler(code: SimpleNamespace, kind: str, steps: int, betas: dict[str, Any],
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """The published Stable Diffusion schedule and others, strides that divide T and not.
 
-    1000 steps (and 3: stride 333) raise IndexError in the original, whose grid is shifted by one, and cannot be recorded.
+    1000 steps (and 3: stride 333) raise IndexError in the original, whose grid is shifted by one, and cannot be
+    recorded.
     """
     published = _betas("linear", 0.00085, 0.012)
     for steps in (1, 2, 4, 7, 13, 20, 50):
@@ -113,7 +114,9 @@ def _case(code: SimpleNamespace, kind: str, steps: int, betas: dict[str, Any], e
         name=f"{kind}-{schedule.replace('_', '-')}-{steps}" + (f"-eta-{eta:g}" if kind == "ddim" else ""),
         title=f"{kind.upper()} as CompVis runs it, {steps} steps, {schedule} betas"
         + (f", η = {eta:g}" if kind == "ddim" else ""),
-        location="PLMS: arXiv:2202.09778, equation 12" if kind == "plms" else "DDIM: arXiv:2010.02502, equations 12 and 16",
+        location="PLMS: arXiv:2202.09778, equation 12"
+        if kind == "plms"
+        else "DDIM: arXiv:2010.02502, equations 12 and 16",
         cls="PNDMScheduler" if kind == "plms" else "DDIMScheduler",
         config=config,
         set_timesteps={"num_inference_steps": steps},

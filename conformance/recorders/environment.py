@@ -26,7 +26,10 @@ def environment() -> Environment:
         packages=packages,
         cpu=_cpu(),
         threads=torch.get_num_threads(),
-        flags={"cpu_capability": torch.backends.cpu.get_cpu_capability(), "default_dtype": str(torch.get_default_dtype())},
+        flags={
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "default_dtype": str(torch.get_default_dtype()),
+        },
     )
 
 

@@ -1,8 +1,9 @@
 """Recorder for hojonathanho/diffusion: the TensorFlow code itself, in graph mode through `tensorflow.compat.v1`.
 
-`p_sample` is built once per case as a graph with placeholders for x, t, the network's output and the noise, and called step
-by step from T - 1 to 0, which is what `p_sample_loop` does in a `while_loop`; `check_loop` verifies that both give the same
-bits. Draws come from torch's generator and are fed in through the original's own `noise_fn`. Layout is NHWC inside.
+`p_sample` is built once per case as a graph with placeholders for x, t, the network's output and the noise, and
+called step by step from T - 1 to 0, which is what `p_sample_loop` does in a `while_loop`; `check_loop` verifies that
+both give the same bits. Draws come from torch's generator and are fed in through the original's own `noise_fn`.
+Layout is NHWC inside.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ def sampler(code: SimpleNamespace, build: Callable[[], Any], clip_denoised: bool
                 options["return_pred_xstart"] = True
             out = diffusion.p_sample(lambda *_: output, x=x, t=t, noise_fn=lambda **_: noise, **options)
         places = SimpleNamespace(x=x, t=t, output=output, noise=noise)
-        return SimpleNamespace(session=tf.Session(graph=g, config=one_thread(tf)), out=out, places=places, diffusion=diffusion)
+        return SimpleNamespace(
+            session=tf.Session(graph=g, config=one_thread(tf)), out=out, places=places, diffusion=diffusion
+        )
 
     def run(network: Callable[..., torch.Tensor], shape: Sequence[int], dtype: torch.dtype) -> Run:
         diffusion = build()
@@ -194,7 +197,7 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | Pipelin
     yield _pipeline(code, "learned")
 
 
-TINY = {"image_size": 16, "in_channels": 3, "ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8]}
+TINY = {"image_size": 16, "in_channels": 3, "ch": 64, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8]}
 CIFAR10 = {**TINY, "image_size": 32, "ch": 128, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 2, "attn_resolutions": [16]}
 LSUN = {**CIFAR10, "image_size": 256, "ch_mult": [1, 1, 2, 2, 4, 4]}
 
@@ -218,7 +221,10 @@ def _pipeline(code: SimpleNamespace, variance: str) -> PipelineCase:
         shape=(3, 8, 8),
         batch=2,
         call={"num_inference_steps": 10},
-        functions=("diffusion_tf/models/unet.py:model", "diffusion_tf/diffusion_utils_2.py:GaussianDiffusion2.p_sample"),
+        functions=(
+            "diffusion_tf/models/unet.py:model",
+            "diffusion_tf/diffusion_utils_2.py:GaussianDiffusion2.p_sample",
+        ),
         changes=CHANGES,
         lifted=(*LIFTED, *NETWORK_LIFTED),
     )
@@ -269,7 +275,14 @@ def _case(
 ) -> SchedulerCase:
     steps, schedule = betas["num_diffusion_timesteps"], betas["beta_schedule"]
     cls = "diffusion_utils.py:GaussianDiffusion" if lsun else "diffusion_utils_2.py:GaussianDiffusion2"
-    words = ["lsun" if lsun else "cifar", schedule, variance, prediction, "" if clip_denoised else "unclipped", str(steps)]
+    words = [
+        "lsun" if lsun else "cifar",
+        schedule,
+        variance,
+        prediction,
+        "" if clip_denoised else "unclipped",
+        str(steps),
+    ]
     return SchedulerCase(
         name="-".join(word for word in words if word),
         title=f"ancestral sampling, T = {steps}, {schedule} betas, {variance}, predicting {prediction}",
@@ -302,4 +315,3 @@ def _case(
         changes=CHANGES,
         lifted=LIFTED,
     )
-

@@ -1,8 +1,8 @@
 """Fitting a synthetic network's last convolution, so that its outputs behave like predicted noise.
 
-A purely random network drives every x0 into the clamp and hides mistakes. Ridge regression of the true noise on the features
-before the last 3×3 convolution, over smooth synthetic images at random times, is closed form and takes about a thousand
-numbers, which the fixture stores.
+A purely random network drives every x0 into the clamp and hides mistakes. Ridge regression of the true noise on the
+features before the last 3×3 convolution, over smooth synthetic images at random times, is closed form and takes about
+a thousand numbers, which the fixture stores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Recorder for luping-liu/PNDM: `runner/runner.py` (the loop), `runner/method.py` (F-PNDM, S-PNDM), `runner/schedule.py`."""
+"""Recorder for luping-liu/PNDM: `runner/runner.py` (the loop), `runner/method.py` (F-PNDM and S-PNDM), its networks."""
 
 from __future__ import annotations
 
@@ -97,9 +97,9 @@ def _config(schedule: dict[str, Any], size: int, model: dict[str, Any]) -> dict[
 
 # Less noise at T than the official schedule: nothing is clipped, and a synthetic network stays in range.
 MILD = {"type": "linear", "beta_start": 1e-4, "beta_end": 0.005, "diffusion_step": 1000}
-TINY = _config(MILD, 8, {"struc": "DDIM", "type": "simple", "image_size": 8, "out_ch": 3, "ch": 32, "ch_mult": [1, 2],
+TINY = _config(MILD, 8, {"struc": "DDIM", "type": "simple", "image_size": 8, "out_ch": 3, "ch": 64, "ch_mult": [1, 2],
                          "num_res_blocks": 1, "attn_resolutions": [4], "resamp_with_conv": True})  # fmt: skip
-TINY_IMPROVED = _config(MILD, 8, {"struc": "iDDPM", "model_channels": 32, "out_channels": 6, "num_res_blocks": 1,
+TINY_IMPROVED = _config(MILD, 8, {"struc": "iDDPM", "model_channels": 64, "out_channels": 6, "num_res_blocks": 1,
                                    "attention_resolutions": [2], "channel_mult": [1, 2], "dims": 2,
                                    "conv_resample": True, "use_scale_shift_norm": True, "use_checkpoint": False,
                                    "num_heads": 4, "num_heads_upsample": 4})  # fmt: skip
@@ -116,7 +116,9 @@ def ddim_network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetwork:
 
 def improved_network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetwork:
     """The original's `model.iDDPM.unet.UNetModel`, which drops the variance half of its output."""
-    return TorchNetwork(lambda: code.unet.UNetModel(None, config["Model"]), partial(lifted_improved, code.unet), "out.2")
+    return TorchNetwork(
+        lambda: code.unet.UNetModel(None, config["Model"]), partial(lifted_improved, code.unet), "out.2"
+    )
 
 
 def _pipeline(code: SimpleNamespace, method: str, steps: int, config: dict[str, Any]) -> PipelineCase:

@@ -6,7 +6,8 @@ A pipeline case is the original's sampling from x_T to pixels, through a checkpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,17 +16,18 @@ import torch
 
 from conformance.compare import relative_errors
 from conformance.errors import ConformanceError
-from conformance.fixture import Manifest, Output, Subject, Tape, TensorFile, Weights
+from conformance.fixture import Draw, Manifest, Output, Subject, Tape, TensorFile, Weights
 from conformance.recorders.checkout import Original
 from conformance.recorders.environment import environment, recorder
 from conformance.recorders.last_layer import fit_last_layer
 from conformance.recorders.networks import Network
 from conformance.recorders.scheduler_case import MAX_FLOOR, NUDGED_RUNS, Probe, Run, floors, nudge
-from conformance.tape import recorded_draws, replayed_draws
-from conformance.weights import synthetic_state
+from conformance.tape import INITIAL, recorded_draws, replayed_draws
+from conformance.weights import synthetic_input, synthetic_state
 
 # The sinusoidal table stays float32 in the oracle.
 FLOAT64_TOLERANCE = 1e-9
+STORED_IN_FULL = 20_000  # numbers of an input or output; a larger network's are generated, or only sketched
 FLOAT32_PARTS = ("the sinusoidal timestep embedding",)
 
 
@@ -52,48 +54,52 @@ class ModelCase:
     def record(self, original: Original, commit: str, modified: bool) -> tuple[Manifest, dict[str, torch.Tensor]]:
         """Run the original and assemble the fixture."""
         network = self.network()
-        network.load(synthetic_state(network.shapes(), self.seed, network.rule))
-        with recorded_draws(self.seed, lambda: 0) as log:
-            x = torch.randn(len(self.times), *self.shape)
-        t = torch.tensor(self.times)
-        y32, y64 = network(x, t), network(x.double(), t)
+        state = synthetic_state(network.shapes(), self.seed, network.rule)
+        network.load(state)
+        shape, t = (len(self.times), *self.shape), torch.tensor(self.times)
+        stored = math.prod(shape) <= STORED_IN_FULL
+        if stored:
+            with recorded_draws(self.seed, lambda: 0) as log:
+                x = torch.randn(shape)
+            tape = Tape(self.seed, "torch-cpu", log.manifest())
+        else:
+            x = torch.from_numpy(synthetic_input(shape, self.seed))
+            tape = Tape(self.seed, "philox-uniform", [Draw(INITIAL, list(shape), "float32")])
+        y32, taps32 = network.observe(x, t)
         if not torch.equal(network(x, t), y32):
             raise ConformanceError(f"{self.name}: two runs of the original differ")
-        taps32, taps64 = network.observe(x, t), network.observe(x.double(), t)
+        y64, taps64 = network.observe(x.double(), t)
         tolerance = FLOAT64_TOLERANCE
-        for n in range(NUDGED_RUNS):
-            with network.nudged(n):
-                again, taps = network(x.double(), t), network.observe(x.double(), t)
+        for again, taps in _ulps(network, lambda: network.observe(x.double(), t)):
             pairs = [(again, y64), *((taps[name], taps64[name]) for name in taps64)]
             tolerance = max(tolerance, *(largest_error(one[None], exact[None]) for one, exact in pairs))
-        moved = [nudge(x, n) for n in range(NUDGED_RUNS)]
-        runs = [y32, *(network(value, t) for value in moved)]
-        tap_runs = [taps32, *(network.observe(value, t) for value in moved)]
+        runs, tap_runs = zip((y32, taps32), *(network.observe(nudge(x, n), t) for n in range(NUDGED_RUNS)), strict=True)
         names = list(taps32)
         stacked = torch.stack([taps64[name] for name in names])
         tensors = {
-            "inputs": x,
             "times": t,
-            "sample": y32,
-            "sample.f64": y64,
-            "sample.floor": floors([run[None] for run in runs], y64[None]),
             "taps.f64": stacked,
             "taps.floor": floors([torch.stack([taps[name] for name in names]) for taps in tap_runs], stacked),
         }
-        outputs = [Output("sample", "final", *map(float, tensors["sample.floor"][0]))]
-        outputs += [
+        outputs = [
             Output(f"tap:{name}", "tap", *map(float, floor))
             for name, floor in zip(names, tensors["taps.floor"], strict=True)
         ]
+        if stored:
+            floor = floors([run[None] for run in runs], y64[None])
+            tensors |= {"inputs": x, "sample": y32, "sample.f64": y64, "sample.floor": floor}
+            outputs.append(Output("sample", "final", *map(float, floor[0])))
         later = network(x, t + 1)
         information = {
             "time_shift_effect": float((later - y32).norm() / y32.norm()),
             "output_std": float(y32.std()),
             "parameters": float(sum(np.prod(shape) for shape in network.shapes().values())),
         }
+        if self.tier == "default":
+            information |= parameter_effects(network, state, lambda: network(x, t))
         subject = Subject(cls=self.cls, config=self.config, original=self.format, call=self.call)
         manifest = _manifest(self, original, commit, modified, "model", subject, Weights(network.rule, self.seed, []),
-                             Tape(self.seed, "torch-cpu", log.manifest()), outputs, information, tolerance)  # fmt: skip
+                             tape, outputs, information, tolerance)  # fmt: skip
         return manifest, tensors
 
 
@@ -156,10 +162,9 @@ class PipelineCase:
             raise ConformanceError(f"{self.name}: two runs of the original differ")
         sample64, images64 = again(torch.float64, log.values)
         tolerance = FLOAT64_TOLERANCE
-        for n in range(NUDGED_RUNS):
-            with network.nudged(n):
-                runs = zip(again(torch.float64, log.values), (sample64, images64), strict=True)
-            tolerance = max(tolerance, *(largest_error(one, exact) for one, exact in runs))
+        for results in _ulps(network, lambda: again(torch.float64, log.values)):
+            pairs = zip(results, (sample64, images64), strict=True)
+            tolerance = max(tolerance, *(largest_error(one, exact) for one, exact in pairs))
         moved = [
             again(torch.float32, [nudge(value, 100 * n + i) for i, value in enumerate(log.values)])
             for n in range(NUDGED_RUNS)
@@ -210,9 +215,34 @@ class PipelineCase:
         return network, overrides, r2
 
 
+def _ulps(network: Network, run: Callable[[], Any]) -> Iterator[Any]:
+    """Runs with what stays float32 in the oracle moved by one ulp, if other libraries round it differently."""
+    if network.nudged is not None:
+        for seed in range(NUDGED_RUNS):
+            with network.nudged(seed):
+                yield run()
+
+
 def largest_error(one: torch.Tensor, exact: torch.Tensor) -> float:
     """The largest relative error over rows, by norm and by element."""
     return float(torch.stack(relative_errors(one, exact)).max())
+
+
+def parameter_effects(
+    network: Network, state: dict[str, np.ndarray], run: Callable[[], torch.Tensor]
+) -> dict[str, float]:
+    """What 1 % more of one parameter does to the output, relative: the smallest over all, and how many do nothing.
+
+    A fixture cannot see a mistake in a parameter that does nothing.
+    """
+    output = run()
+    effects = []
+    for name, array in state.items():
+        network.load({**state, name: array * np.float32(1.01)})
+        effects.append(float((run() - output).norm() / output.norm()))
+    network.load(state)
+    alive = [effect for effect in effects if effect > 1e-6]
+    return {"smallest_parameter_effect": min(alive), "parameters_without_effect": float(len(effects) - len(alive))}
 
 
 def stable_integers(runs: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""An original's network as the recorders see it: parameters by original name, a call, and the outputs of its modules."""
+"""An original's network as the recorders see it: parameters by original name, a call, the outputs of its modules."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, Protocol
 from unittest.mock import patch
 
@@ -29,16 +29,17 @@ class Network(Protocol):
         """Runs in the dtype of `x`: float32, or float64 for the oracle."""
         ...
 
-    def observe(self, x: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
-        """A sketch of the output of every named module that returns one tensor, in the order of execution."""
+    def observe(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The output, and a sketch of the output of every named module that returns one tensor, in order."""
         ...
 
     def last_input(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         """What the last convolution is given."""
         ...
 
-    def nudged(self, seed: int) -> AbstractContextManager[None]:
-        """Inside, what stays float32 in the oracle is moved by one ulp, if other libraries round it differently."""
+    @property
+    def nudged(self) -> Callable[[int], AbstractContextManager[None]] | None:
+        """Entered with a seed: what stays float32 in the oracle is moved by one ulp. None: the same everywhere."""
         ...
 
 
@@ -53,6 +54,7 @@ class TorchNetwork:
     """
 
     rule = "philox-uniform/torch"
+    nudged = None  # implementations use PyTorch's float32 sin and cos too
 
     def __init__(
         self,
@@ -79,14 +81,11 @@ class TorchNetwork:
             self.module.to(x.dtype)
             return self._call(self.module, x, t)
 
-    def nudged(self, seed: int) -> AbstractContextManager[None]:
-        return nullcontext()  # PyTorch's float32 sin and cos, as in the implementations
-
     def parameters(self) -> Any:
         """Originals ask a model for the device of its parameters."""
         return self.module.parameters()
 
-    def observe(self, x: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
+    def observe(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         sketches: dict[str, torch.Tensor] = {}
 
         def keep(name: str) -> Callable[..., None]:
@@ -98,15 +97,16 @@ class TorchNetwork:
 
         hooks = [m.register_forward_hook(keep(name)) for name, m in self.module.named_modules() if name]
         try:
-            self(x, t)
+            return self(x, t), sketches
         finally:
             for hook in hooks:
                 hook.remove()
-        return sketches
 
     def last_input(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         found: list[torch.Tensor] = []
-        hook = self.module.get_submodule(self._last).register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        hook = self.module.get_submodule(self._last).register_forward_pre_hook(
+            lambda _, inputs: found.append(inputs[0])
+        )
         try:
             self(x, t)
         finally:

@@ -84,7 +84,9 @@ def sampler(
                 (out["sample"].clone(), out["pred_xstart"])
                 for out in progressive(_Network(network), shape, noise=noise, **options)
             ]
-            betas = code.diffusion.get_named_beta_schedule(arguments.get("noise_schedule", "linear"), arguments.get("steps", 1000))
+            betas = code.diffusion.get_named_beta_schedule(
+                arguments.get("noise_schedule", "linear"), arguments.get("steps", 1000)
+            )
         return Run(steps[-1][0], [x0 for _, x0 in steps], {"betas": torch.from_numpy(betas)})
 
     return run
@@ -113,8 +115,10 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | Pipelin
     """Both samplers, the network, and both together from a checkpoint to pixels."""
     yield from sampler_cases(code)
     cosine = {"diffusion_steps": 4000, "noise_schedule": "cosine", "learn_sigma": True, "dropout": 0.3}
-    yield _model(code, "learned", flags(code, learn_sigma=True), (3.0, 977.0))
-    yield _model(code, "plain-norm", flags(code, use_scale_shift_norm=False, num_heads=1), (0.0, 480.0))
+    # 64 channels: with one channel a group the norms would cancel what is added before them.
+    yield _model(code, "learned", flags(code, learn_sigma=True, num_channels=64), (3.0, 977.0))
+    plain = flags(code, use_scale_shift_norm=False, num_heads=1, num_channels=64)
+    yield _model(code, "plain-norm", plain, (0.0, 480.0))
     yield _model(code, "heads", flags(code, num_heads=2, num_heads_upsample=8), (12.5, 999.0))
     yield _model(code, "classes", flags(code, class_cond=True), (3.0, 977.0), labels=[7, 993])
     official = {"num_channels": 128, "num_res_blocks": 3, **cosine}
@@ -244,9 +248,11 @@ def _case(
     words += [f"eta-{eta:g}" if eta is not None else ""]
     return SchedulerCase(
         name="-".join(w.replace("_", "-").replace(",", "+") for w in words if w and w != "epsilon"),
-        title=f"{'DDIM' if eta is not None else 'ancestral'} sampling, {variance}, respacing {respacing or 'none'}, T = {total}"
+        title=f"{'ancestral' if eta is None else 'DDIM'} sampling, {variance}, respacing {respacing or 'none'}, T = {total}"
         + ("" if eta is None else f", η = {eta:g}"),
-        location="section 3, equations 13-15; section 4" if eta is None else "section 4, DDIM (arXiv:2010.02502) equation 12",
+        location="section 3, equations 13-15; section 4"
+        if eta is None
+        else "section 4, DDIM (arXiv:2010.02502) equation 12",
         cls="DDPMScheduler" if eta is None else "DDIMScheduler",
         config=config,
         set_timesteps={"respacing": respacing} if respacing else {"num_inference_steps": total},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -15,15 +17,20 @@ from conformance.recorders.checkout import inspect_checkout
 
 
 def record(
-    system: str, source: Path, output: Path, select: tuple[str, ...] = (), tier: str = "default", allow_modified: bool = False
+    system: str,
+    source: Path,
+    output: Path,
+    select: tuple[str, ...] = (),
+    tier: str = "default",
+    allow_modified: bool = False,
 ) -> Iterator[Path]:
     """Record the cases of `system` from the checkout at `source`; yields each manifest's path as it is written.
 
     One thread is used, because torch networks are not bit-equal across thread counts.
 
     Raises:
-        ConformanceError: unknown system, a checkout at another commit or with changes, a selection that matches nothing,
-            an ill-conditioned case.
+        ConformanceError: unknown system, a checkout at another commit or with changes, a selection that matches
+            nothing, an ill-conditioned case.
     """
     module = load_recorder(system)
     source = source.resolve()
@@ -34,9 +41,10 @@ def record(
     try:
         with module.original(source) as code, torch.no_grad():
             for case in module.cases(code):
-                if case.tier != tier or select and not any(fnmatchcase(case.name, pattern) for pattern in select):
+                if case.tier != tier or (select and not any(fnmatchcase(case.name, pattern) for pattern in select)):
                     continue
-                manifest, tensors = case.record(module.ORIGINAL, commit, modified)
+                with redirect_stdout(sys.stderr):  # originals print
+                    manifest, tensors = case.record(module.ORIGINAL, commit, modified)
                 written += 1
                 yield write_fixture(output, manifest, tensors)
     finally:

@@ -1,14 +1,14 @@
 """Recording a sampler: the original's own loop around an analytic network, seen from the network's side.
 
-Whatever an original's loop looks like inside, it is a map between consecutive network calls: input x_k and time t_k go to the
-network, its output e_k comes back, and the next thing that happens is input x_{k+1} or the final sample. That is what is
-recorded, and it is also what `step(model_output, timestep, sample)` returns.
+Whatever an original's loop looks like inside, it is a map between consecutive network calls: input x_k and time t_k
+go to the network, its output e_k comes back, and the next thing that happens is input x_{k+1} or the final sample.
+That is what is recorded, and it is also what `step(model_output, timestep, sample)` returns.
 
 Every case is run several times with the same draws:
 - y32, the original as it is (twice: is it repeatable?);
 - y64, the oracle: float64 arithmetic on the same tables, closed loop;
-- teacher-forced: before each network call returns, the loop's state is overwritten in place with the recorded x_k and the
-  recorded e_k is returned, so that each step is seen alone (in float64: the exact value of each float32 step);
+- teacher-forced: before each network call returns, the loop's state is overwritten in place with the recorded x_k and
+  the recorded e_k is returned, so that each step is seen alone (in float64: the exact value of each float32 step);
 - the float32 runs again with inputs moved by one ulp, for the noise floors.
 """
 
@@ -44,7 +44,7 @@ class Run:
 
 @dataclass(frozen=True)
 class SchedulerCase:
-    """One case: `run(network, shape, dtype)` drives the original, drawing x_T and noises through torch.randn / randn_like.
+    """One case: `run(network, shape, dtype)` drives the original, which draws through torch.randn and randn_like.
 
     `tables`: store the original's tables; cases that share a schedule with another may leave them out.
     """
@@ -114,7 +114,8 @@ def record_scheduler_case(
     """Run the original and assemble the fixture.
 
     Raises:
-        ConformanceError: the case is ill conditioned (noise floor above its bound), not repeatable, or cannot show an error.
+        ConformanceError: the case is ill conditioned (noise floor above its bound), not repeatable, or cannot show an
+            error.
     """
     first = Probe(case.network)
     with recorded_draws(case.seed, lambda: len(first.outputs)) as log:
@@ -174,11 +175,15 @@ def record_scheduler_case(
     ]
     if (floor := max(output.noise_floor for output in declared)) > case.max_floor:
         raise ConformanceError(f"{case.name}: noise floor {floor:.2g} is above {case.max_floor:.2g}: ill conditioned")
+    if (effect := information["time_shift_effect"]) < 10 * floor:
+        raise ConformanceError(
+            f"{case.name}: one step in time moves the result by {effect:.2g} only: it cannot show an error"
+        )
     manifest = Manifest(
         format=1,
         id=f"{original.system}/{case.name}",
         kind="scheduler",
-        tier="default",
+        tier=case.tier,  # type: ignore[arg-type]
         title=case.title,
         paper=original.paper(case.location),
         reference=original.reference(commit, modified, case.functions, case.changes, case.lifted),
@@ -210,7 +215,7 @@ def nudge(tensor: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def floors(runs: Sequence[torch.Tensor], exact: torch.Tensor) -> torch.Tensor:
-    """(n, 2) float64: the largest norm-wise and element-wise error of several float32 runs of the original, row by row."""
+    """(n, 2) float64: the largest error, by norm and by element, of several float32 runs of the original, row by row."""
     errors = [torch.stack(relative_errors(run, exact), dim=1) for run in runs]
     return torch.stack(errors).amax(0).clamp_min(ONE_ULP)
 

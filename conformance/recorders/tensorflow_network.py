@@ -1,7 +1,8 @@
 """The DDPM authors' network, run by TensorFlow in graph mode; tensors are NCHW torch tensors outside, NHWC inside.
 
-`tensorflow.contrib` no longer exists. Its `add_arg_scope` is stubbed, and `layers.group_norm` is replaced by its published
-definition (32 groups, eps 1e-6, gain = rsqrt(var + eps)·γ, offset = β − mean·gain, as one fused multiply and add).
+`tensorflow.contrib` no longer exists. Its `add_arg_scope` is stubbed, and `layers.group_norm` is replaced by its
+published definition (32 groups, eps 1e-6, gain = rsqrt(var + eps)·γ, offset = β − mean·gain, as one fused multiply
+and add).
 """
 
 from __future__ import annotations
@@ -80,9 +81,11 @@ class TensorFlowNetwork:
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return to_nchw(self._run(x, t, "output"))
 
-    def observe(self, x: torch.Tensor, t: torch.Tensor) -> dict[str, torch.Tensor]:
+    def observe(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        # Two runs: asking for the blocks' outputs keeps TensorFlow from fusing operations as it does otherwise.
         names = self._graph(len(x), x.dtype).taps
-        return {name: sketch(to_nchw(value)) for name, value in zip(names, self._run(x, t, "taps"), strict=True)}
+        taps = {name: sketch(to_nchw(value)) for name, value in zip(names, self._run(x, t, "taps"), strict=True)}
+        return self(x, t), taps
 
     @contextmanager
     def nudged(self, seed: int) -> Iterator[None]:
@@ -107,7 +110,11 @@ class TensorFlowNetwork:
         tf, unet, config = self._code.tf, self._code.unet, self._config
         kind = tf.float64 if dtype == torch.float64 else tf.float32
         size, channels = config["image_size"], config["in_channels"]
-        with tf.Graph().as_default() as graph, lifted_network(self._code, dtype, self._seed), recorded_blocks(unet) as taps:
+        with (
+            tf.Graph().as_default() as graph,
+            lifted_network(self._code, dtype, self._seed),
+            recorded_blocks(unet) as taps,
+        ):
             x = tf.placeholder(kind, [batch, size, size, channels])
             t = tf.placeholder(tf.int32, [batch])
             output = unet.model(
@@ -123,7 +130,9 @@ class TensorFlowNetwork:
             if not self._state:
                 session.run(tf.global_variables_initializer())
         last_input = taps.pop("conv_out:input")
-        return SimpleNamespace(x=x, t=t, output=output, taps=taps, last_input=last_input, variables=variables, session=session)
+        return SimpleNamespace(
+            x=x, t=t, output=output, taps=taps, last_input=last_input, variables=variables, session=session
+        )
 
 
 @contextmanager

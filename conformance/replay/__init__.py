@@ -1,4 +1,4 @@
-"""Replays: run an implementation on a fixture's inputs and noise, and compare what it computes with what the original did."""
+"""Replays: run an implementation on a fixture's inputs and noise, and compare with what the original computed."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class CaseResult:
 
     @property
     def first_divergence(self) -> Comparison | None:
-        """Where to look: the network's times, then a step alone, then the whole run; a table only if nothing else differs."""
+        """Where to look: times, then a step alone, then the whole run; a table only if nothing else differs."""
         divergent = [c for c in self.comparisons if not c.verdict.green]
         return next((c for c in divergent if c.level != "table"), divergent[0] if divergent else None)
 

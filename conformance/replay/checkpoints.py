@@ -1,4 +1,4 @@
-"""Original checkpoint files, written from synthetic weights so that a replay loads them as a user would load the official ones."""
+"""Original checkpoint files, written from synthetic weights, to be loaded as a user loads the official ones."""
 
 from __future__ import annotations
 

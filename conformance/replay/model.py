@@ -1,4 +1,4 @@
-"""Replaying a network: one forward pass with synthetic weights, its output, and a sketch of every module that can be aligned."""
+"""Replaying a network: one forward pass with synthetic weights, its output, and a sketch of every aligned module."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from conformance.implementations.base import Implementation
 from conformance.replay import Settings
 from conformance.replay.checkpoints import original_state
 from conformance.sketch import sketch
+from conformance.weights import synthetic_input
 
 
 def compare(
@@ -45,8 +46,10 @@ def observe(
 
     hooks = [model.get_submodule(ours).register_forward_hook(keep(original)) for original, ours in modules.items()]
     try:
-        sample = fixture.tensors["inputs"].to(device, dtype)
-        call = {name: torch.tensor(value, device=device) for name, value in (fixture.manifest.subject.call or {}).items()}
+        sample = network_input(fixture).to(device, dtype)
+        call = {
+            name: torch.tensor(value, device=device) for name, value in (fixture.manifest.subject.call or {}).items()
+        }
         result = model(sample, fixture.tensors["times"].to(device), **call)
         return getattr(result, "sample", result), taps
     finally:
@@ -54,16 +57,28 @@ def observe(
             handle.remove()
 
 
+def network_input(fixture: Fixture) -> torch.Tensor:
+    """The recorded input, or the synthetic one that the tape names."""
+    if "inputs" in fixture.tensors:
+        return fixture.tensors["inputs"]
+    tape = fixture.manifest.tape
+    return torch.from_numpy(synthetic_input(tape.draws[0].shape, tape.seed))
+
+
 def _compare(
     fixture: Fixture, output: torch.Tensor, taps: dict[str, torch.Tensor], settings: Settings, dtype: torch.dtype
 ) -> list[Comparison]:
     recorded, tolerance = fixture.tensors, fixture.manifest.float64_tolerance
 
-    def one(name: str, seen: torch.Tensor, y32: torch.Tensor | None, y64: torch.Tensor, floor: torch.Tensor) -> Comparison:
+    def one(
+        name: str, seen: torch.Tensor, y32: torch.Tensor | None, y64: torch.Tensor, floor: torch.Tensor
+    ) -> Comparison:
         if dtype == torch.float64:
             found = compare_float64(name + FLOAT64, seen[None], y64[None], tolerance)
         else:
-            found = compare_steps(name, seen[None], None if y32 is None else y32[None], y64[None], floor, settings.policy)
+            found = compare_steps(
+                name, seen[None], None if y32 is None else y32[None], y64[None], floor, settings.policy
+            )
         return dataclasses.replace(found, step=None)  # a network has modules, not steps
 
     names = [output.name for output in fixture.manifest.outputs if output.level == "tap"]
@@ -72,4 +87,6 @@ def _compare(
         for row, name in enumerate(names)
         if name.removeprefix(TAP) in taps
     ]
-    return [*found, one("sample", output, recorded["sample"], recorded["sample.f64"], recorded["sample.floor"])]
+    if "sample" in recorded:
+        found.append(one("sample", output, recorded["sample"], recorded["sample.f64"], recorded["sample.floor"]))
+    return found

@@ -1,7 +1,7 @@
 """Replaying a pipeline: the original's checkpoint and configuration files go in, pixels come out.
 
-The checkpoint is written from synthetic weights in the original's own form and loaded as a user would load it. Every step's
-sample is read off the scheduler, so that a pipeline that has no callbacks can be followed too.
+The checkpoint is written from synthetic weights in the original's own form and loaded as a user would load it. Every
+step's sample is read off the scheduler, so that a pipeline that has no callbacks can be followed too.
 """
 
 from __future__ import annotations
@@ -37,7 +37,14 @@ def compare(
         for name, seen in (("sample", steps), ("images", images)):
             y32, y64 = recorded[name], recorded[name + FLOAT64]
             comparisons.append(
-                compare_steps(name, _rows(seen, name), _rows(y32, name), _rows(y64, name), recorded[f"{name}.floor"], settings.policy)
+                compare_steps(
+                    name,
+                    _rows(seen, name),
+                    _rows(y32, name),
+                    _rows(y64, name),
+                    recorded[f"{name}.floor"],
+                    settings.policy,
+                )
             )
     if settings.dtype == torch.float32:
         check = StreamCheck(tape.seed, tape.draws)
@@ -80,7 +87,7 @@ def _run(
     draws: Sequence[torch.Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every step's sample and the images: with draws from the tape as "pt", with a generator as integers (B, C, H, W)."""
+    """Every step's sample, and (B, C, H, W) images: with draws from the tape as "pt", with a generator as integers."""
     steps: list[torch.Tensor] = []
     step = pipeline.scheduler.step
 

@@ -1,11 +1,11 @@
-"""Replaying a sampler: tables and times exactly, each step alone (teacher-forced), the whole run, and the random stream.
+"""Replaying a sampler: tables and times, each step alone (teacher-forced), the whole run, the random stream.
 
 Order of the comparisons is the order of explanation: a wrong table explains a wrong step, a wrong step a wrong run.
 - `timesteps` and tables, exactly;
 - `step`: the recorded x_k and e_k go in, x_{k+1} must come out (and x0 with it); in float32 and in float64;
 - `sample`: the closed loop with the analytic network, draws fed from the tape; in float32 and in float64;
-- seeded: the same run with `torch.Generator("cpu").manual_seed(seed)`; the generator must be consumed as by the original and
-  the result must be the replayed one.
+- seeded: the same run with `torch.Generator("cpu").manual_seed(seed)`; the generator must be consumed as by the
+  original and the result must be the replayed one.
 """
 
 from __future__ import annotations

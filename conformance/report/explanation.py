@@ -16,12 +16,16 @@ def print_explanation(fixture: Fixture, result: CaseResult) -> None:
     manifest = fixture.manifest
     console.print(f"{manifest.id}: {plain(manifest.title)}")
     console.print(f"  {plain(manifest.paper.title)} (arXiv:{manifest.paper.arxiv}), {plain(manifest.paper.location)}")
-    console.print(f"  {manifest.reference.repository}@{manifest.reference.commit[:12]}: {', '.join(manifest.reference.functions)}")
+    console.print(
+        f"  {manifest.reference.repository}@{manifest.reference.commit[:12]}: {', '.join(manifest.reference.functions)}"
+    )
     console.print(f"verdict: [{STYLES[result.verdict.value]}]{result.verdict.value}[/]")
     if result.comparisons:
         console.print(_table(result.comparisons))
     if result.draws_match is not None:
-        console.print(f"random stream: {'as the original' if result.draws_match else 'not consumed as by the original'}")
+        console.print(
+            f"random stream: {'as the original' if result.draws_match else 'not consumed as by the original'}"
+        )
     first = result.first_divergence
     if first is not None:
         console.print(f"first divergence: [red]{first.output}[/]{_where(fixture, first)}")

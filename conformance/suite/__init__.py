@@ -1,1 +1,1 @@
-"""The pytest suite that replays fixtures; the plugin parametrises it. Run by `conformance run` and `pytest --pyargs conformance.suite`."""
+"""The suite that replays fixtures, for `conformance run` and `pytest --pyargs conformance.suite`."""

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from diffusers_ref.loading import WeightsError
-from diffusers_ref.modeling import shapes_only
+from diffusers_ref.modeling import listed, shapes_only
 from diffusers_ref.models.unet_2d import UNet2DModel
 
 Shape = tuple[int, ...]
-
-_SHOWN_KEYS = 8
 
 
 @dataclass(frozen=True)
@@ -163,7 +161,4 @@ def convert(
 
 
 def _report(what: str, entries: list[str]) -> str:
-    if not entries:
-        return ""
-    more = [f"... and {len(entries) - _SHOWN_KEYS} more"] if len(entries) > _SHOWN_KEYS else []
-    return f"\n  {len(entries)} {what}:" + "".join(f"\n    {entry}" for entry in [*entries[:_SHOWN_KEYS], *more])
+    return f"\n  {len(entries)} {what}:{listed(entries)}" if entries else ""

@@ -59,6 +59,8 @@ class UnconditionalImagePipeline(DiffusionPipeline):
     scheduler: Any
 
     def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, pixel_rounding: str = "half_even") -> None:
+        if not isinstance(unet, torch.nn.Module):
+            raise TypeError(f"unet must be a network, not {type(unet).__name__}")
         self.register_modules(unet=unet, scheduler=scheduler)
         self.pixel_rounding = check_pixel_rounding(pixel_rounding)
 
@@ -151,13 +153,17 @@ class UnconditionalImagePipeline(DiffusionPipeline):
 
     def _first_sample(self, batch_size: int, generator: Generators, given: Tensor | None) -> Tensor:
         """x_T: (B, C, H, W), standard normal numbers or the given tensor."""
-        size = self.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
         if given is None:
             if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
                 raise ValueError(f"batch_size is {batch_size!r}; allowed: integers from 1")
+            size = self.unet.config.sample_size
+            if size is None:
+                raise ValueError("the network's config names no sample_size; give x_T as sample=, or load it with one")
+            height, width = (size, size) if isinstance(size, int) else size
             shape = (batch_size, self.unet.config.in_channels, height, width)
             return self.scheduler.init_noise_sigma * randn(shape, generator, self.device, self.dtype)
+        if not isinstance(given, Tensor):
+            raise TypeError(f"x_T must be a tensor, not {type(given).__name__}")
         if given.ndim != 4 or given.shape[1] != self.unet.config.in_channels or batch_size not in (1, given.shape[0]):
             wanted = f"(B, {self.unet.config.in_channels}, H, W)" + (
                 f" with B = {batch_size}" if batch_size != 1 else ""

@@ -8,7 +8,6 @@ from enum import Enum
 
 import numpy as np
 import pytest
-import torch
 
 from diffusers_ref import Config, ConfigError, DDIMScheduler, DDPMScheduler, PNDMScheduler, UNet2DModel
 from diffusers_ref.configuration import ConfigMixin, register_to_config

@@ -56,7 +56,7 @@ def results_of(calls: dict[str, Callable[[], Any]], server: HubServer | None = N
             urllib.request.urlopen(f"{server.endpoint}/mark/{name}").read()
         try:
             results[name] = call()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             results[name] = f"{type(error).__name__}: {error}"
     return results
 
@@ -167,7 +167,7 @@ def test_code_runs_when_it_is_trusted_and_pinned(online):
     assert online[0]["pinned-code"].mine is True
 
 
-def test_a_prepared_cache_serves_offline(online):
+def test_a_prepared_cache_serves_offline(online, caplog):
     results, _, cache = online
     calls = {
         "plain": lambda: checksum(load()),
@@ -177,16 +177,19 @@ def test_a_prepared_cache_serves_offline(online):
     }
     with client(cache, HF_HUB_OFFLINE="1"):
         offline = results_of(calls)
+    assert "cached files are used" not in caplog.text
     assert offline["plain"] == results["plain"] and offline["revision"] == results["revision"]
     assert "someone/absent at revision main: the Hub cannot be reached" in offline["absent"]
     assert "only local files are allowed and the cache does not hold it" in offline["absent-local"]
 
 
-def test_a_hub_that_is_down_is_replaced_by_the_cache(online):
+def test_a_hub_that_is_down_is_replaced_by_the_cache(online, caplog):
     results, _, cache = online
     with socket.socket() as nobody_listens:
         nobody_listens.bind(("127.0.0.1", 0))
         with client(cache, HF_ENDPOINT=f"http://127.0.0.1:{nobody_listens.getsockname()[1]}"):
             down = results_of({"plain": lambda: checksum(load()), "absent": lambda: load("someone/absent")})
     assert down["plain"] == results["plain"]
+    assert f"{REPOSITORY} at revision main: the Hub cannot be reached" in caplog.text
+    assert "so the cached files are used" in caplog.text
     assert "LoadingError: someone/absent at revision main: the Hub cannot be reached" in down["absent"]

@@ -8,7 +8,7 @@ from safetensors import safe_open
 from tiny_pipelines import tiny_unet
 
 from diffusers_ref import LoadingError, ModelMixin, UNet2DModel, WeightsError, modeling, register_to_config
-from diffusers_ref.modeling import load_state_dict_strictly
+from diffusers_ref.modeling import load_state_dict_strictly, shapes_only
 
 SAFE = "diffusion_pytorch_model.safetensors"
 
@@ -45,6 +45,16 @@ def test_round_trip_through_safetensors(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), state), "loading must not draw random numbers"
     assert same_weights(net, again) and again.config == net.config and not again.training
     again.first.weight.sum().backward()  # The weights are ordinary parameters.
+
+
+def test_shapes_without_values():
+    with shapes_only():
+        net, table = Net(), torch.nn.Embedding(5, 3)
+        assert torch.nn.init.normal_(torch.zeros(2, device="cpu")).tolist() == [0, 0], "nothing is initialised"
+    assert {key: value.shape for key, value in net.state_dict().items()} == {
+        key: value.shape for key, value in Net().state_dict().items()
+    }
+    assert net.device.type == table.weight.device.type == "meta" and net.dtype == torch.float32
 
 
 def test_shards_replace_a_single_file_and_the_reverse(tmp_path):

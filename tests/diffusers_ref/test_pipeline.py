@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,12 @@ def edit_index(folder, **entries):
     file = folder / "model_index.json"
     index = json.loads(file.read_text()) | entries
     file.write_text(json.dumps({key: value for key, value in index.items() if value != "removed"}))
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    """A DDIM pipeline that no test changes."""
+    return tiny_ddim()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +100,7 @@ def test_output_types_and_tuples():
 )
 def test_the_loop_is_network_and_scheduler_in_turn(pipeline_class, scheduler_class, options):
     unet, scheduler = tiny_unet(), scheduler_class(num_train_timesteps=40)
-    images = run(quiet(pipeline_class(unet, scheduler)), num_inference_steps=STEPS, **options)
+    images = run(quiet(pipeline_class(unet, scheduler)), **options)
     source, twin = generator(), scheduler_class(num_train_timesteps=40)
     twin.set_timesteps(STEPS)
     x = torch.randn(2, 3, 8, 8, generator=source)
@@ -100,7 +108,7 @@ def test_the_loop_is_network_and_scheduler_in_turn(pipeline_class, scheduler_cla
         for t in twin.timesteps:
             x = twin.step(unet(x, t).sample, t, x, generator=source, **options).prev_sample
     assert torch.equal(images, x)
-    assert torch.equal(run(quiet(pipeline_class(unet, scheduler)), num_inference_steps=STEPS, **options), x), "second run"
+    assert torch.equal(run(quiet(pipeline_class(unet, scheduler)), **options), x), "second run"
 
 
 def test_one_generator_per_image_makes_images_independent_of_the_batch():
@@ -117,6 +125,13 @@ def test_x_t_can_be_given_under_either_name():
     assert torch.equal(run(pipeline, batch_size=1, sample=x.float()), run(pipeline, batch_size=3, latents=x))
     assert drawn.shape == (3, 3, 8, 8)
     assert run(pipeline, batch_size=1, sample=torch.randn(1, 3, 16, 4)).shape == (1, 3, 16, 4)
+
+
+def test_a_network_without_a_size_needs_x_t():
+    pipeline = quiet(DDIMPipeline(tiny_unet(sample_size=None), DDIMScheduler(num_train_timesteps=40)))
+    assert run(pipeline, sample=torch.zeros(2, 3, 8, 8)).shape == (2, 3, 8, 8)
+    with pytest.raises(ValueError, match="config names no sample_size; give x_T as sample="):
+        run(pipeline)
 
 
 def test_explicit_timesteps_replace_the_number_of_steps():
@@ -161,7 +176,7 @@ def test_a_learned_variance_is_dropped_where_the_scheduler_has_its_own():
     state |= {key: state[key][:3] for key in ("conv_out.weight", "conv_out.bias")}
     plain.load_state_dict(state)
     pipelines = [quiet(PNDMPipeline(unet, PNDMScheduler(num_train_timesteps=40))) for unet in (learned, plain)]
-    with_variance, without = (run(pipeline, num_inference_steps=STEPS) for pipeline in pipelines)
+    with_variance, without = (run(pipeline) for pipeline in pipelines)
     assert (with_variance - without).abs().max() <= 1e-5, "rounding: kernels depend on the number of channels"
     ddpm = quiet(DDPMPipeline(learned, DDPMScheduler(num_train_timesteps=40, variance_type="learned_range")))
     assert run(ddpm).shape == (2, 3, 8, 8)
@@ -188,6 +203,7 @@ def test_the_progress_bar_can_be_configured_and_switched_off(capsys):
         ({"num_inference_steps": 41}, ValueError, "40"),
         ({"sample": torch.zeros(2, 4, 8, 8)}, ValueError, r"x_T has the shape \(2, 4, 8, 8\); allowed: \(B, 3, H, W\)"),
         ({"sample": torch.zeros(3, 3, 8, 8)}, ValueError, "with B = 2"),
+        ({"sample": [0.0]}, TypeError, "x_T must be a tensor, not list"),
         ({"sample": torch.zeros(2, 3, 8, 8), "latents": torch.zeros(2, 3, 8, 8)}, ValueError, "not both"),
         ({"callback_on_step_end": 3}, TypeError, "must be callable"),
         ({"callback_on_step_end": lambda *_: {"latents": 0}}, ValueError, "returned latents; allowed: sample"),
@@ -195,9 +211,9 @@ def test_the_progress_bar_can_be_configured_and_switched_off(capsys):
         ({"nonsense": 3}, TypeError, "nonsense"),
     ],
 )
-def test_bad_calls(options, error, message):
+def test_bad_calls(pipeline, options, error, message):
     with pytest.raises(error, match=message):
-        run(tiny_ddim(), **options)
+        run(pipeline, **options)
 
 
 # --- components ------------------------------------------------------------------------------------------------------
@@ -359,12 +375,25 @@ def test_null_components_and_renamed_classes_of_transformers(folder, monkeypatch
         ({"../unet": ["diffusers", "UNet2DModel"]}, ConfigError, "DDIMPipeline has no option '../unet'"),
         ({"vqvae": ["diffusers", "VQModel"]}, ConfigError, "DDIMPipeline has no option 'vqvae'"),
         ({"unet": "removed"}, ConfigError, "DDIMPipeline needs unet: not in"),
+        ({"unet": [None, None]}, TypeError, "unet must be a network, not NoneType"),
+        ({"unet": "UNet2DModel"}, TypeError, "unet must be a network, not str"),
+        ({"scheduler": [None, None]}, TypeError, "scheduler must be a DDIMScheduler or have a config, not NoneType"),
     ],
 )
 def test_bad_model_index(folder, entries, error, message):
     edit_index(folder, **entries)
     with pytest.raises(error, match=message):
         DiffusionPipeline.from_pretrained(folder)
+
+
+def test_options_and_absent_components_of_other_pipelines_are_ignored(folder, caplog):
+    edit_index(folder, requires_safety_checker=True, feature_extractor=[None, None], safety_checker=None)
+    with caplog.at_level(logging.WARNING):
+        loaded = DiffusionPipeline.from_pretrained(folder)
+    assert list(loaded.components) == ["unet", "scheduler"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{folder}: DDIMPipeline has no option feature_extractor, requires_safety_checker, safety_checker: ignored"
+    ]
 
 
 def test_a_component_outside_of_the_folder_is_refused(folder):
@@ -482,7 +511,9 @@ def test_custom_files_that_are_not_there(folder, tmp_path):
 
 def test_importing_the_package_imports_nothing_heavy():
     code = "import sys, diffusers_ref; print([m for m in ('torch', 'numpy', 'transformers') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    child = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert child.stdout == "[]\n", child.stderr
 
 
 def test_every_exported_name_exists():

@@ -261,6 +261,11 @@ def test_unknown_options_are_refused():
 IMAGE = torch.zeros(2, 3, 8, 8)
 
 
+@pytest.fixture(scope="module")
+def unconditional():
+    return tiny_unet()
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
@@ -279,9 +284,9 @@ IMAGE = torch.zeros(2, 3, 8, 8)
         ((IMAGE, 0, torch.tensor([0, 1])), ValueError, "this network is unconditional"),
     ],
 )
-def test_wrong_inputs_say_what_was_given(arguments, error, message):
+def test_wrong_inputs_say_what_was_given(unconditional, arguments, error, message):
     with pytest.raises(error, match=message):
-        tiny_unet()(*arguments)
+        unconditional(*arguments)
 
 
 @pytest.mark.parametrize(
