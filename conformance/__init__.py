@@ -1,4 +1,4 @@
-"""Replays recordings of original paper code on an implementation: is it 1-to-1, and if not, from which step and module?"""
+"""Replays recordings of original paper code on an implementation: is it 1-to-1? If not, from which step on?"""
 
 from __future__ import annotations
 

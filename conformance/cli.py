@@ -93,9 +93,9 @@ def run(
 
     open_library(fixtures).select(select or ())
     suite = Path(__file__).parent / "suite"
-    arguments = [str(suite / "test_fixtures.py"), "-c", str(suite / "pytest.ini"), "--rootdir", str(suite), "-q",
-                 "--no-header",                 "--tb=no", "--no-summary", "--conformance-table", f"--implementation={implementation}",
-                 f"--device={device}", f"--dtype={dtype}", f"--tier={tier}"]  # fmt: skip
+    arguments = [str(suite / "test_fixtures.py"), "-c", str(suite / "pytest.ini"), "--rootdir", str(suite)]
+    arguments += ["-q", "--no-header", "--tb=no", "--no-summary", "--conformance-table"]
+    arguments += [f"--implementation={implementation}", f"--device={device}", f"--dtype={dtype}", f"--tier={tier}"]
     arguments += [f"--case={pattern}" for pattern in select or ()]
     arguments += [f"--conformance-fixtures={fixtures}"] if fixtures else []
     arguments += [f"--expectations={expectations}"] if expectations else []

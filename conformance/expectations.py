@@ -73,7 +73,7 @@ def read_expectations(path: Path) -> list[Expectation]:
 
 
 def stale(expectations: Sequence[Expectation], verdicts: Iterable[tuple[str, str]]) -> list[str]:
-    """Complaints about entries that matched nothing, or whose cases all pass, given a whole run's (case, verdict) pairs."""
+    """Complaints about entries that matched nothing, or whose cases all pass, from (case, verdict) pairs."""
     seen = list(verdicts)
     complaints = []
     for entry in expectations:

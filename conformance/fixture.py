@@ -307,52 +307,49 @@ def _write_atomically(path: Path, payload: bytes) -> None:
         raise
 
 
-def _parse(kind: Any, value: Any, where: str) -> Any:
+def _parse(kind: Any, value: Any, *where: str) -> Any:
     """Build the dataclass tree `kind` from JSON data, strictly; `where` locates a mistake."""
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        if not isinstance(value, dict):
-            raise FixtureError(f"{where}: expected an object, found {type(value).__name__}")
-        hints = _type_hints(kind)
-        names = {f.name for f in dataclasses.fields(kind)}
-        required = {
-            f.name
-            for f in dataclasses.fields(kind)
-            if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        }
-        if unknown := sorted(set(value) - names):
-            raise FixtureError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(sorted(names))}")
-        if missing := sorted(required - set(value)):
-            raise FixtureError(f"{where}: missing key {missing[0]!r}")
-        return kind(**{name: _parse(hints[name], item, f"{where}: {name}") for name, item in value.items()})
-    if origin is Literal:
-        if value not in typing.get_args(kind):
-            raise FixtureError(f"{where}: {value!r} is not one of {', '.join(map(repr, typing.get_args(kind)))}")
-        return value
-    if origin in (Union, types.UnionType):
-        if value is None:
-            return None
-        return _parse(next(arg for arg in typing.get_args(kind) if arg is not type(None)), value, where)
-    if origin is list:
-        _require(isinstance(value, list), where, "a list", value)
-        return [_parse(typing.get_args(kind)[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
-    if origin is dict:
-        _require(isinstance(value, dict), where, "an object", value)
-        return {name: _parse(typing.get_args(kind)[1], item, f"{where}.{name}") for name, item in value.items()}
     if kind is Any:
         return value
-    if kind is float:
-        _require(isinstance(value, (int, float)) and not isinstance(value, bool), where, "a number", value)
-        return float(value)
-    _require(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), where, kind.__name__, value)
-    return value
+    if isinstance(kind, type) and not dataclasses.is_dataclass(kind):
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        _require(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), kind.__name__, value, where)
+        return value
+    if dataclasses.is_dataclass(kind):
+        _require(isinstance(value, dict), "an object", value, where)
+        hints, required = _fields(kind)
+        if unknown := sorted(value.keys() - hints.keys()):
+            raise _error(f"unknown key {unknown[0]!r}; allowed: {', '.join(sorted(hints))}", where)
+        if missing := sorted(required - value.keys()):
+            raise _error(f"missing key {missing[0]!r}", where)
+        return kind(**{name: _parse(hints[name], item, *where, name) for name, item in value.items()})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise _error(f"{value!r} is not one of {', '.join(map(repr, arguments))}", where)
+        return value
+    if origin in (Union, types.UnionType):
+        return None if value is None else _parse(arguments[0], value, *where)
+    _require(isinstance(value, origin), "a list" if origin is list else "an object", value, where)
+    if origin is list:
+        return [_parse(arguments[0], item, *where, f"[{i}]") for i, item in enumerate(value)]
+    return {name: _parse(arguments[1], item, *where, name) for name, item in value.items()}
 
 
 @lru_cache
-def _type_hints(kind: Any) -> dict[str, Any]:
-    return typing.get_type_hints(kind)
+def _fields(kind: Any) -> tuple[dict[str, Any], frozenset[str]]:
+    """Type hints of a dataclass, and the fields without a default."""
+    missing = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    required = {f.name for f in fields if f.default is missing and f.default_factory is missing}
+    return typing.get_type_hints(kind), frozenset(required)
 
 
-def _require(condition: bool, where: str, wanted: str, value: Any) -> None:
+def _require(condition: bool, wanted: str, value: Any, where: tuple[str, ...]) -> None:
     if not condition:
-        raise FixtureError(f"{where}: expected {wanted}, found {type(value).__name__}")
+        raise _error(f"expected {wanted}, found {type(value).__name__}", where)
+
+
+def _error(message: str, where: tuple[str, ...]) -> FixtureError:
+    return FixtureError(f"{': '.join(where).replace(': [', '[')}: {message}")

@@ -248,7 +248,7 @@ def _case(
     words += [f"eta-{eta:g}" if eta is not None else ""]
     return SchedulerCase(
         name="-".join(w.replace("_", "-").replace(",", "+") for w in words if w and w != "epsilon"),
-        title=f"{'ancestral' if eta is None else 'DDIM'} sampling, {variance}, respacing {respacing or 'none'}, T = {total}"
+        title=f"{'ancestral' if eta is None else 'DDIM'}, {variance}, respacing {respacing or 'none'}, T = {total}"
         + ("" if eta is None else f", η = {eta:g}"),
         location="section 3, equations 13-15; section 4"
         if eta is None

@@ -215,7 +215,7 @@ def nudge(tensor: torch.Tensor, seed: int) -> torch.Tensor:
 
 
 def floors(runs: Sequence[torch.Tensor], exact: torch.Tensor) -> torch.Tensor:
-    """(n, 2) float64: the largest error, by norm and by element, of several float32 runs of the original, row by row."""
+    """(n, 2) float64: the largest error, by norm and by element, of the original's float32 runs, row by row."""
     errors = [torch.stack(relative_errors(run, exact), dim=1) for run in runs]
     return torch.stack(errors).amax(0).clamp_min(ONE_ULP)
 

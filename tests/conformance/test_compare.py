@@ -24,7 +24,7 @@ FLOOR = 1e-6
 
 
 def floors(rows: int, norm: float = FLOOR, element: float = FLOOR) -> torch.Tensor:
-    return torch.tensor([[norm, element]] * rows, dtype=torch.float64)
+    return torch.tensor([[norm, element]], dtype=torch.float64).expand(rows, 2)
 
 
 def exact(rows: int = 3, count: int = 4) -> torch.Tensor:
