@@ -89,12 +89,26 @@ def run(
     """Replay fixtures on an implementation and report a verdict for each."""
     import pytest
 
+    from conformance.expectations import read_expectations
+    from conformance.fixture import TIERS
+    from conformance.implementations import open_implementation
     from conformance.library import open_library
+    from conformance.replay import Settings
 
-    open_library(fixtures).select(select or ())
+    # Mistakes are said here in one line, before pytest starts.
+    if tier not in TIERS:
+        raise ConformanceError(f"tier {tier!r}; allowed: {', '.join(TIERS)}")
+    open_library(fixtures).select(select or (), tier)
+    Settings.of(device, dtype)
+    open_implementation(implementation)
+    if expectations is not None:
+        read_expectations(expectations)
+    if report is not None and not report.resolve().parent.is_dir():
+        raise ConformanceError(f"--json {report}: there is no such folder")
     suite = Path(__file__).parent / "suite"
     arguments = [str(suite / "test_fixtures.py"), "-c", str(suite / "pytest.ini"), "--rootdir", str(suite)]
     arguments += ["-q", "--no-header", "--tb=no", "--no-summary", "--conformance-table"]
+    arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # this package is imported already
     arguments += [f"--implementation={implementation}", f"--device={device}", f"--dtype={dtype}", f"--tier={tier}"]
     arguments += [f"--case={pattern}" for pattern in select or ()]
     arguments += [f"--conformance-fixtures={fixtures}"] if fixtures else []

@@ -66,7 +66,8 @@ class Comparison:
         floor: noise floor of the worst step.
         step: first divergent step, or None.
         detail: what was found there.
-        level: "table" for what belongs to the definition; it explains a divergence rather than being one.
+        level: "table" for what belongs to the definition, which explains a divergence rather than being one;
+            "times" for the network's times; else "output".
     """
 
     output: str
@@ -173,10 +174,11 @@ def relative_errors(observed: torch.Tensor, exact: torch.Tensor) -> tuple[torch.
 def worst(comparisons: Iterable[Comparison]) -> Verdict:
     """The verdict of a case: its worst output's.
 
-    Comparisons with the oracle (`.f64`) and of sketches (`tap:`) can spoil it, but do not make it less than bitwise.
+    Tables and times, comparisons with the oracle (`.f64`) and of sketches (`tap:`) can spoil it, but alone do not make
+    it bitwise, nor less than that.
     """
     order = list(Verdict)
-    indirect = lambda c: c.output.endswith(FLOAT64) or c.output.startswith(TAP)  # noqa: E731
+    indirect = lambda c: c.level != "output" or c.output.endswith(FLOAT64) or c.output.startswith(TAP)  # noqa: E731
     counted = [c.verdict for c in comparisons if not (indirect(c) and c.verdict.green)]
     return max(counted, key=order.index, default=Verdict.EQUIVALENT)
 

@@ -312,10 +312,9 @@ def _parse(kind: Any, value: Any, *where: str) -> Any:
     if kind is Any:
         return value
     if isinstance(kind, type) and not dataclasses.is_dataclass(kind):
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
-        _require(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)), kind.__name__, value, where)
-        return value
+        accepted, wanted = ((int, float), "a number") if kind is float else (kind, kind.__name__)
+        _require(isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)), wanted, value, where)
+        return float(value) if kind is float else value
     if dataclasses.is_dataclass(kind):
         _require(isinstance(value, dict), "an object", value, where)
         hints, required = _fields(kind)

@@ -36,12 +36,23 @@ class Library:
             raise FixtureError(f"{path}: the manifest's id is {fixture.id!r}, its place says {fixture_id!r}")
         return fixture
 
-    def select(self, patterns: list[str] | tuple[str, ...] = ()) -> list[str]:
+    def select(self, patterns: list[str] | tuple[str, ...] = (), tier: str | None = None) -> list[str]:
         """Ids that match any of the shell patterns; a bare system name selects all its cases. No pattern: all.
 
+        Args:
+            tier: only fixtures of this tier.
+
         Raises:
-            FixtureError: a pattern matches nothing.
+            FixtureError: a pattern matches nothing, or what matches is of other tiers.
         """
+        chosen = self._matching(patterns)
+        if tier is not None:
+            chosen = [i for i in chosen if self.get(i).manifest.tier == tier]
+            if not chosen:
+                raise FixtureError(f"no fixture of tier {tier!r} in the selection")
+        return chosen
+
+    def _matching(self, patterns: list[str] | tuple[str, ...]) -> list[str]:
         ids = self.ids()
         if not patterns:
             return ids

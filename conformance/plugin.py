@@ -61,10 +61,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
     try:
         library = open_library(config.getoption("conformance_fixtures"))
-        ids = library.select(config.getoption("conformance_cases"))
-        ids = [i for i in ids if library.get(i).manifest.tier == config.getoption("tier")]
-        if not ids:
-            raise ConformanceError(f"no fixture of tier {config.getoption('tier')!r} in the selection")
+        ids = library.select(config.getoption("conformance_cases"), config.getoption("tier"))
     except ConformanceError as error:
         pytest.exit(str(error), returncode=EXIT_USAGE)
     metafunc.parametrize("fixture_id", ids)
@@ -86,7 +83,10 @@ def replayer(pytestconfig: pytest.Config) -> Callable[[str], dict[str, object]]:
         pytest.exit(str(error), returncode=EXIT_USAGE)
 
     def run(fixture_id: str) -> dict[str, object]:
-        result = replay(library.get(fixture_id), implementation, settings).to_dict()
+        try:
+            result = replay(library.get(fixture_id), implementation, settings).to_dict()
+        except ConformanceError as error:
+            pytest.fail(str(error), pytrace=False)
         expected = next((e for e in expectations if e.matches(fixture_id)), None)
         if expected is not None and result["verdict"] not in ("bitwise", "equivalent"):
             result["message"] = f"waived ({expected.reason}); {result['verdict']}: {result['message']}"
@@ -128,6 +128,7 @@ class Summary:
         self._config = config
         self._results: list[dict[str, Any]] = []
         self._complaints: list[str] = []
+        self._broken = False  # a case could not be judged: a damaged fixture, or a fault of this package
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         found = {
@@ -137,12 +138,15 @@ class Summary:
         }
         if report.failed and not found and "[" in report.nodeid and "test_fixture" in report.nodeid:
             self._complaints.append(f"{report.nodeid}: {report.longreprtext}")
+            self._broken = True
         if report.when == "call" and found:
             first = found["first_divergence"]
             self._results.append({**found, "first_divergence": json.loads(first) if isinstance(first, str) else first})
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        if self._broken:
+            session.exitstatus = EXIT_USAGE
         if not self._results:
             return
         from conformance.expectations import stale

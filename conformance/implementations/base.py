@@ -49,6 +49,10 @@ class Implementation:
         """Original module path -> module path in `model`'s network, for aligning taps; empty if unknown."""
         return {}
 
+    def embedding_module(self, network: torch.nn.Module) -> torch.nn.Module | None:
+        """The module of a network that turns times (B,) into sines and cosines (B, width), if there is one."""
+        return getattr(network, "time_proj", None)
+
     def pipeline(self, subject: Subject, checkpoint: Path, original_config: Path) -> Any:
         """The subject's pipeline from the original checkpoint and config files."""
         raise Unsupported(f"{self.name} offers no pipelines")

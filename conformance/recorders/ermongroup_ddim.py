@@ -127,7 +127,10 @@ def network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetwork:
     embedding = code.models.get_timestep_embedding
     wide = lambda *arguments: embedding(*arguments).double()  # noqa: E731
     lift = lambda: patch.object(code.models, "get_timestep_embedding", wide)  # noqa: E731
-    return TorchNetwork(lambda: code.models.Model(namespace(config)), lift, "conv_out")
+    channels = config["model"]["ch"]
+    return TorchNetwork(
+        lambda: code.models.Model(namespace(config)), lift, "conv_out", lambda t: embedding(t, channels)
+    )
 
 
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | PipelineCase]:

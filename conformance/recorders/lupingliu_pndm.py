@@ -111,13 +111,18 @@ def ddim_network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetwork:
     embedding = code.network.get_timestep_embedding
     wide = lambda *arguments: embedding(*arguments).double()  # noqa: E731
     lift = lambda: patch.object(code.network, "get_timestep_embedding", wide)  # noqa: E731
-    return TorchNetwork(lambda: code.network.Model(None, config["Model"]), lift, "conv_out")
+    model = config["Model"]
+    return TorchNetwork(lambda: code.network.Model(None, model), lift, "conv_out", lambda t: embedding(t, model["ch"]))
 
 
 def improved_network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetwork:
     """The original's `model.iDDPM.unet.UNetModel`, which drops the variance half of its output."""
+    model = config["Model"]
     return TorchNetwork(
-        lambda: code.unet.UNetModel(None, config["Model"]), partial(lifted_improved, code.unet), "out.2"
+        lambda: code.unet.UNetModel(None, model),
+        partial(lifted_improved, code.unet),
+        "out.2",
+        lambda t: code.unet.timestep_embedding(t, model["model_channels"]),
     )
 
 

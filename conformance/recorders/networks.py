@@ -17,6 +17,7 @@ class Network(Protocol):
     """A network of an original, whatever it is written in; tensors are NCHW torch tensors outside."""
 
     rule: str  # of the synthetic weights: which layout its parameters have
+    fractional_times: bool  # whether times need not be integers
     last_layer: tuple[str, str]  # names of the last convolution's weight and bias
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -37,9 +38,8 @@ class Network(Protocol):
         """What the last convolution is given."""
         ...
 
-    @property
-    def nudged(self) -> Callable[[int], AbstractContextManager[None]] | None:
-        """Entered with a seed: what stays float32 in the oracle is moved by one ulp. None: the same everywhere."""
+    def embedding(self, t: torch.Tensor) -> torch.Tensor:
+        """The original's sinusoidal embedding of times (n,), float32 (n, width)."""
         ...
 
 
@@ -50,22 +50,25 @@ class TorchNetwork:
         build: makes the original's module.
         lift: entered around float64 runs; lifts the original's float32 casts.
         last_layer: module path of the last convolution.
+        embedding: the original's sinusoidal embedding of times (n,).
         call: how the original is called with (module, x, t); by default module(x, t).
     """
 
     rule = "philox-uniform/torch"
-    nudged = None  # implementations use PyTorch's float32 sin and cos too
+    fractional_times = True
 
     def __init__(
         self,
         build: Callable[[], torch.nn.Module],
         lift: Callable[[], AbstractContextManager[None]],
         last_layer: str,
+        embedding: Callable[[torch.Tensor], torch.Tensor],
         call: Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     ) -> None:
         self.module = build().eval()
         self.last_layer = f"{last_layer}.weight", f"{last_layer}.bias"
         self._last, self._lift = last_layer, lift
+        self.embedding = embedding
         self._call = call or (lambda module, x, t: module(x, t))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

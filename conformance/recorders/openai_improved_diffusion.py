@@ -107,6 +107,7 @@ def network(code: SimpleNamespace, config: dict[str, Any], labels: list[int] | N
         lambda: code.script_util.create_model(**arguments),
         partial(lifted_improved, code.unet),
         "out.2",
+        lambda t: code.unet.timestep_embedding(t, config["num_channels"]),
         lambda module, x, t: module(x, t, **classes),
     )
 

@@ -63,12 +63,12 @@ class TensorFlowNetwork:
     """`diffusion_tf/models/unet.py:model` with variables fed as placeholders' values are: assigned before each run."""
 
     rule = "philox-uniform/tensorflow"
+    fractional_times = False  # int32
     last_layer = "model/conv_out/W", "model/conv_out/b"
 
     def __init__(self, code: SimpleNamespace, config: dict[str, Any]) -> None:
         self._code, self._config = code, config
         self._state: dict[str, np.ndarray] = {}
-        self._seed: int | None = None
         self._graph = lru_cache(self._build)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -87,16 +87,11 @@ class TensorFlowNetwork:
         taps = {name: sketch(to_nchw(value)) for name, value in zip(names, self._run(x, t, "taps"), strict=True)}
         return self(x, t), taps
 
-    @contextmanager
-    def nudged(self, seed: int) -> Iterator[None]:
-        """TensorFlow's float32 sin and cos differ from PyTorch's in the last bit of some entries."""
-        self._seed = seed
-        self._graph.cache_clear()
-        try:
-            yield
-        finally:
-            self._seed = None
-            self._graph.cache_clear()
+    def embedding(self, t: torch.Tensor) -> torch.Tensor:
+        tf = self._code.tf
+        with tf.Graph().as_default(), tf.Session() as session:
+            times = tf.constant(t.numpy().astype(np.int32))
+            return torch.from_numpy(session.run(self._code.unet.nn.get_timestep_embedding(times, self._config["ch"])))
 
     def last_input(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return to_nchw(self._run(x, t, "last_input"))
@@ -112,7 +107,7 @@ class TensorFlowNetwork:
         size, channels = config["image_size"], config["in_channels"]
         with (
             tf.Graph().as_default() as graph,
-            lifted_network(self._code, dtype, self._seed),
+            lifted_network(self._code, dtype),
             recorded_blocks(unet) as taps,
         ):
             x = tf.placeholder(kind, [batch, size, size, channels])
@@ -166,11 +161,8 @@ def recorded_blocks(unet: Any) -> Iterator[dict[str, Any]]:
 
 
 @contextmanager
-def lifted_network(code: SimpleNamespace, dtype: torch.dtype, seed: int | None) -> Iterator[None]:
-    """For the oracle: variables and arithmetic in float64; the embedding's float32 result is widened.
-
-    seed: move each column of the embedding by one ulp, up or down at random; None leaves it alone.
-    """
+def lifted_network(code: SimpleNamespace, dtype: torch.dtype) -> Iterator[None]:
+    """For the oracle: variables and arithmetic in float64; the embedding's float32 result is widened."""
     if dtype != torch.float64:
         yield
         return
@@ -179,9 +171,7 @@ def lifted_network(code: SimpleNamespace, dtype: torch.dtype, seed: int | None) 
 
     def wide(timesteps: Any, dimension: int) -> Any:
         with patch.object(nn, "DEFAULT_DTYPE", tf.float32):
-            table = tf.cast(embedding(timesteps, dimension), tf.float64)
-        signs = 0 if seed is None else np.random.default_rng(seed).choice([-1.0, 1.0], dimension)
-        return table * (1 + signs * 2.0**-24)
+            return tf.cast(embedding(timesteps, dimension), tf.float64)
 
     with (
         patch.object(nn, "DEFAULT_DTYPE", tf.float64),

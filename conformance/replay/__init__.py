@@ -112,7 +112,7 @@ def replay(fixture: Fixture, implementation: Implementation, settings: Settings)
     comparisons: Sequence[Comparison] = ()
     message = ""
     try:
-        with torch.no_grad(), threads(fixture.manifest.environment.threads):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), threads(fixture.manifest.environment.threads):
             comparisons, draws_match = compare(fixture, implementation, settings)
         verdict = worst(comparisons)
     except Unsupported as error:

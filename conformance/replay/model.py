@@ -13,6 +13,7 @@ from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation
 from conformance.replay import Settings
 from conformance.replay.checkpoints import original_state
+from conformance.replay.embedding import recorded_embedding
 from conformance.sketch import sketch
 from conformance.weights import synthetic_input
 
@@ -27,7 +28,9 @@ def compare(
     modules = implementation.tap_modules(subject)
     comparisons = []
     for dtype in [settings.dtype] + [torch.float64] * (settings.dtype == torch.float32):
-        output, taps = observe(model.to(dtype), fixture, settings.device, dtype, modules)
+        given = implementation.embedding_module(model) if dtype == torch.float64 else None
+        with recorded_embedding(given, fixture.tensors["embedding"][None]):
+            output, taps = observe(model.to(dtype), fixture, settings.device, dtype, modules)
         comparisons += _compare(fixture, output, taps, settings, dtype)
     return comparisons, None
 

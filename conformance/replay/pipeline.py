@@ -19,6 +19,7 @@ from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation
 from conformance.replay import Settings
 from conformance.replay.checkpoints import original_state, write_checkpoint, write_config
+from conformance.replay.embedding import recorded_embedding
 from conformance.tape import StreamCheck, replayed_draws
 
 
@@ -50,11 +51,23 @@ def compare(
         check = StreamCheck(tape.seed, tape.draws)
         seeded, integers = _run(pipeline, fixture, implementation, generator=check.generator)
         draws_match = check.expect(len(tape.draws))
-        comparisons += [compare_exactly("seeded", seeded[-1], steps[-1]), _integers(integers, recorded["integers"])]
+        comparisons += [
+            compare_steps(
+                "seeded",
+                seeded[-1:],
+                steps[-1:],
+                recorded["sample.f64"][-1:],
+                recorded["sample.floor"][-1:],
+                settings.policy,
+            ),
+            _integers(integers, recorded["integers"]),
+        ]
     if settings.dtype in (torch.float32, torch.float64):
         tolerance = fixture.manifest.float64_tolerance
+        given = implementation.embedding_module(getattr(pipeline, "unet", None))
         try:
-            steps, images = _run(pipeline.to(torch.float64), fixture, implementation, draws=draws)
+            with recorded_embedding(given, recorded["embedding"][:, None]):
+                steps, images = _run(pipeline.to(torch.float64), fixture, implementation, draws=draws)
         except Exception as error:  # noqa: BLE001 - a pipeline that cannot run in float64 has still been seen in float32
             failed = Comparison("sample" + FLOAT64, Verdict.ERROR, detail=f"{type(error).__name__}: {error}")
             return [*comparisons, failed], draws_match

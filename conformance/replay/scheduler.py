@@ -70,7 +70,10 @@ def compare(
     draws_match = None
     if settings.dtype == torch.float32 and replayed is not None:
         seeded, draws_match = run.seeded()
-        comparisons.append(compare_exactly("seeded", seeded.sample[-1], replayed.sample[-1].to("cpu")))
+        comparisons.append(
+            compare_steps("seeded", seeded.sample[-1:], replayed.sample[-1:], recorded["sample.f64"][-1:],
+                          recorded["sample.floor"][-1:], policy)
+        )  # fmt: skip
     return comparisons, draws_match
 
 
@@ -92,7 +95,8 @@ class SchedulerReplay:
     def times(self) -> Comparison:
         """The network's time at each evaluation, exactly."""
         times = self.implementation.network_times(self.prepared())
-        return compare_exactly("timesteps", torch.tensor(times, dtype=torch.float64), self.recorded["times"])
+        found = compare_exactly("timesteps", torch.tensor(times, dtype=torch.float64), self.recorded["times"])
+        return dataclasses.replace(found, level="times")
 
     def tables(self) -> list[Comparison]:
         """The original's tables, exactly and in their precision."""

@@ -111,7 +111,7 @@ def changed(value: Any, *keys: Any) -> Callable[[dict[str, Any]], object]:
         (changed("x", "outputs"), "outputs: expected a list, found str"),
         (changed(["a", 2], "reference", "functions"), r"reference: functions\[1\]: expected str, found int"),
         (changed([], "information"), "information: expected an object, found list"),
-        (changed({"steps": "1"}, "information"), "information.steps: expected a number, found str"),
+        (changed({"steps": "1"}, "information"), "information: steps: expected a number, found str"),
         (changed([], "paper"), "paper: expected an object, found list"),
         (changed("network", "kind"), "kind: 'network' is not one of 'scheduler', 'model', 'pipeline'"),
         (changed("last", "outputs", 1, "level"), r"outputs\[1\]: level: 'last' is not one of 'table', 'step'"),
