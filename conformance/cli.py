@@ -6,7 +6,6 @@ Exit codes: 0 all pass, 1 a divergence, 2 a usage or environment error.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import wraps
 from pathlib import Path
@@ -165,4 +164,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

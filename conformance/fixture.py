@@ -315,9 +315,9 @@ def _parse(kind: Any, value: Any, *where: str) -> Any:
         accepted, wanted = ((int, float), "a number") if kind is float else (kind, kind.__name__)
         _require(isinstance(value, accepted) and (kind is bool or not isinstance(value, bool)), wanted, value, where)
         return float(value) if kind is float else value
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type):
         _require(isinstance(value, dict), "an object", value, where)
-        hints, required = _fields(kind)
+        hints, required = _fields(typing.cast(Any, kind))
         if unknown := sorted(value.keys() - hints.keys()):
             raise _error(f"unknown key {unknown[0]!r}; allowed: {', '.join(sorted(hints))}", where)
         if missing := sorted(required - value.keys()):

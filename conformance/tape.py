@@ -46,6 +46,12 @@ def draws_by_call(draws: Sequence[Draw], values: Sequence[torch.Tensor], calls: 
     return by_call
 
 
+def drawn_here(seed: int, draws: Sequence[Draw]) -> list[torch.Tensor]:
+    """The tape's draws made anew by this machine's CPU generator."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return [torch.randn(tuple(draw.shape), generator=generator, dtype=getattr(torch, draw.dtype)) for draw in draws]
+
+
 @contextmanager
 def recorded_draws(seed: int, calls: Callable[[], int]) -> Iterator[DrawLog]:
     """Seed torch's CPU generator and log every draw; the global RNG state is restored afterwards.

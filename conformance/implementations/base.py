@@ -49,7 +49,7 @@ class Implementation:
         """Original module path -> module path in `model`'s network, for aligning taps; empty if unknown."""
         return {}
 
-    def embedding_module(self, network: torch.nn.Module) -> torch.nn.Module | None:
+    def embedding_module(self, network: torch.nn.Module | None) -> torch.nn.Module | None:
         """The module of a network that turns times (B,) into sines and cosines (B, width), if there is one."""
         return getattr(network, "time_proj", None)
 

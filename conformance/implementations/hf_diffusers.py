@@ -37,7 +37,7 @@ class DiffusersImplementation(Implementation):
             import diffusers
         except ImportError:
             raise ConformanceError("the implementation `diffusers` is not installed: pip install diffusers") from None
-        diffusers.logging.set_verbosity_error()
+        diffusers.utils.logging.set_verbosity_error()
         self._library = diffusers
         self.version = diffusers.__version__
         self._reference = ReferenceImplementation()
@@ -51,9 +51,8 @@ class DiffusersImplementation(Implementation):
             raise Unsupported(reason)
         if config.get("solver") == "plms":
             config["skip_prk_steps"] = True
-        config["timestep_spacing"] = SPACINGS.get(
-            config.get("timestep_spacing"), config.get("timestep_spacing", "leading")
-        )
+        spacing = config.get("timestep_spacing", "leading")
+        config["timestep_spacing"] = SPACINGS.get(spacing, spacing)
         allowed = inspect.signature(cls.__init__).parameters
         if config.get("prediction_type") == "previous_sample":
             raise Unsupported("diffusers does not predict the previous sample")

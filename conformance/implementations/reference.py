@@ -60,6 +60,6 @@ class ReferenceImplementation(Implementation):
     def _format(self, subject: Subject) -> Any:
         from diffusers_ref.original import FORMATS
 
-        if subject.original not in FORMATS:
+        if subject.original is None or subject.original not in FORMATS:
             raise Unsupported(f"diffusers_ref does not read checkpoints of {subject.original}")
         return FORMATS[subject.original]

@@ -33,7 +33,7 @@ class UserImplementation(Implementation):
 
     def scheduler(self, subject: Subject) -> Scheduler:
         self._serves(subject)
-        parameters = inspect.signature(self._class.__init__).parameters
+        parameters = inspect.signature(self._class).parameters
         if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
             return self._class(**subject.config)
         return self._class(**{name: value for name, value in subject.config.items() if name in parameters})

@@ -197,7 +197,14 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | Pipelin
     yield _pipeline(code, "learned")
 
 
-TINY = {"image_size": 16, "in_channels": 3, "ch": 64, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [8]}
+TINY: dict[str, Any] = {
+    "image_size": 16,
+    "in_channels": 3,
+    "ch": 64,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [8],
+}
 CIFAR10 = {**TINY, "image_size": 32, "ch": 128, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 2, "attn_resolutions": [16]}
 LSUN = {**CIFAR10, "image_size": 256, "ch_mult": [1, 1, 2, 2, 4, 4]}
 

@@ -60,7 +60,7 @@ class TorchNetwork:
     def __init__(
         self,
         build: Callable[[], torch.nn.Module],
-        lift: Callable[[], AbstractContextManager[None]],
+        lift: Callable[[], AbstractContextManager[Any]],
         last_layer: str,
         embedding: Callable[[torch.Tensor], torch.Tensor],
         call: Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,

@@ -173,7 +173,7 @@ def _pipeline(
         config=config,
         checkpoint="plain",
         network=partial(network, code, config),
-        run=sampler(code, arguments, loop, **({} if eta is None else {"eta": eta})),
+        run=sampler(code, arguments, loop, "EPSILON", **({} if eta is None else {"eta": eta})),
         pixels=lambda x: ((x + 1) / 2).clamp(0, 1),
         integers=lambda x: ((x + 1) * 127.5).clamp(0, 255).byte(),  # scripts/image_sample.py
         alphas=torch.from_numpy((1 - betas).cumprod()),

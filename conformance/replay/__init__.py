@@ -112,7 +112,7 @@ def replay(fixture: Fixture, implementation: Implementation, settings: Settings)
     comparisons: Sequence[Comparison] = ()
     message = ""
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), threads(fixture.manifest.environment.threads):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), as_recorded(fixture.manifest.environment.threads):
             comparisons, draws_match = compare(fixture, implementation, settings)
         verdict = worst(comparisons)
     except Unsupported as error:
@@ -134,14 +134,17 @@ def replay(fixture: Fixture, implementation: Implementation, settings: Settings)
 
 
 @contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Run torch with as many CPU threads as the recording: sums of other thread counts differ in the last bits."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
+def as_recorded(threads: int) -> Iterator[None]:
+    """Run torch as the recording did: with as many CPU threads (others sum in another order), and without TF32."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = torch.get_num_threads(), matmul.allow_tf32, cudnn.allow_tf32
+    torch.set_num_threads(threads)
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        matmul.allow_tf32, cudnn.allow_tf32 = before[1:]
 
 
 def _explained(result: CaseResult) -> CaseResult:

@@ -1,8 +1,8 @@
 """The sinusoidal timestep embedding as a table of the original.
 
-Its frequencies, sines and cosines are float32 in every original, and differ in the last bits between libraries, CPUs and
-GPUs. So fixtures store the original's values, and a float64 replay is given them: what is compared then is the network's
-own arithmetic, on any machine. Float32 replays use the implementation's own embedding.
+Its frequencies, sines and cosines are float32 in every original, and differ in the last bits between libraries, CPUs
+and GPUs. So fixtures store the original's values, and a float64 replay is given them: what is compared then is the
+network's own arithmetic, on any machine. Float32 replays use the implementation's own embedding.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Order of the comparisons is the order of explanation: a wrong table explains a w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation, Scheduler
 from conformance.network import AnalyticNetwork
 from conformance.replay import Settings
-from conformance.tape import INITIAL, StreamCheck, draws_by_call, replayed_draws
+from conformance.tape import INITIAL, StreamCheck, drawn_here, draws_by_call, replayed_draws
 
 
 @dataclass
@@ -49,15 +49,13 @@ def compare(
         return compare_steps(name, observed, y32, recorded[name + FLOAT64], recorded[f"{name}.floor"], policy)
 
     y32 = torch.cat([recorded["inputs"][1:], recorded["final"][None]])
-    replayed = None
     if settings.dtype != torch.float64:
         forced = run.forced(settings.dtype)
         comparisons.append(against_float32("step", forced.sample, y32))
         if "pred_original_sample" in recorded:
             comparisons.append(_x0(forced, lambda x0: against_float32(
                 "pred_original_sample", x0, recorded["pred_original_sample"])))  # fmt: skip
-        replayed = run.closed(settings.dtype)
-        comparisons.append(against_float32("sample", replayed.sample, y32))
+        comparisons.append(against_float32("sample", run.closed(settings.dtype).sample, y32))
     if settings.dtype in (torch.float32, torch.float64):
         forced = run.forced(torch.float64)
         name = "step" + FLOAT64
@@ -68,12 +66,9 @@ def compare(
         closed = run.closed(torch.float64)
         comparisons.append(compare_float64("sample" + FLOAT64, closed.sample, recorded["sample" + FLOAT64], tolerance))
     draws_match = None
-    if settings.dtype == torch.float32 and replayed is not None:
-        seeded, draws_match = run.seeded()
-        comparisons.append(
-            compare_steps("seeded", seeded.sample[-1:], replayed.sample[-1:], recorded["sample.f64"][-1:],
-                          recorded["sample.floor"][-1:], policy)
-        )  # fmt: skip
+    if settings.dtype == torch.float32:
+        seeded, expected, draws_match = run.seeded()
+        comparisons.append(compare_exactly("seeded", seeded.sample[-1], expected.sample[-1]))
     return comparisons, draws_match
 
 
@@ -119,8 +114,12 @@ class SchedulerReplay:
         """The whole run from x_T, with the analytic network and the tape's noise."""
         return self._run(dtype, lambda call, sample, t: (sample, self.network(sample, t)))
 
-    def seeded(self) -> tuple[Trajectory, bool]:
-        """The whole run in float32 with a seeded generator; also whether it is consumed as the tape says."""
+    def seeded(self) -> tuple[Trajectory, Trajectory, bool]:
+        """The closed loop in float32 with a seeded generator; the same with that generator's draws handed in, in the
+        order of the tape; and whether the generator is consumed as the tape says.
+
+        The draws are this machine's, which can differ from the recorded ones in the last bits.
+        """
         check = StreamCheck(self.tape.seed, self.tape.draws)
         self._initial(check.generator)
         matches = check.expect(len(self.tape.draws) - sum(map(len, self.noises)))
@@ -129,13 +128,10 @@ class SchedulerReplay:
             nonlocal matches
             matches = check.expect(len(self.noises[call])) and matches
 
-        trajectory = self._run(
-            torch.float32,
-            lambda call, sample, t: (sample, self.network(sample, t)),
-            generator=check.generator,
-            after=after,
-        )
-        return trajectory, matches
+        closed = lambda call, sample, t: (sample, self.network(sample, t))  # noqa: E731
+        seeded = self._run(torch.float32, closed, generator=check.generator, after=after)
+        own = draws_by_call(self.tape.draws, drawn_here(self.tape.seed, self.tape.draws), len(self.noises))
+        return seeded, self._run(torch.float32, closed, noises=own), matches
 
     def _initial(self, generator: torch.Generator) -> None:
         """Draw x_T, which a sampler's caller draws."""
@@ -148,6 +144,7 @@ class SchedulerReplay:
         dtype: torch.dtype,
         feed: Callable[[int, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]],
         generator: torch.Generator | None = None,
+        noises: Sequence[Sequence[torch.Tensor]] | None = None,
         after: Callable[[int], None] = lambda call: None,
     ) -> Trajectory:
         scheduler = self.prepared()
@@ -161,13 +158,13 @@ class SchedulerReplay:
         x0: list[torch.Tensor | None] = []
         for call, t in enumerate(scheduler.timesteps):
             sample, output = feed(call, sample, times[call])
-            noises = [] if generator is not None else [self._place(n, dtype) for n in self.noises[call]]
+            given = [] if generator is not None else [self._place(n, dtype) for n in (noises or self.noises)[call]]
             noise: dict[str, Any] = {}
             if generator is not None and takes_generator:
                 noise["generator"] = generator
-            elif takes_noise and len(noises) == 1:
-                noise["variance_noise"] = noises.pop()
-            with replayed_draws(noises) if noises else nullcontext():
+            elif takes_noise and len(given) == 1:
+                noise["variance_noise"] = given.pop()
+            with replayed_draws(given) if given else nullcontext():
                 result = scheduler.step(output, t, sample, **options, **noise)
             sample = result.prev_sample
             samples.append(sample)
