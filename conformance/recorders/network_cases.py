@@ -24,7 +24,7 @@ from conformance.recorders.scheduler_case import FLOAT64_TOLERANCE, MAX_FLOOR, N
 from conformance.tape import INITIAL, recorded_draws, replayed_draws
 from conformance.weights import synthetic_input, synthetic_state
 
-STORED_IN_FULL = 20_000  # numbers of an input or output; a larger network's are generated, or only sketched
+STORED_IN_FULL = 10_000  # numbers of an input or output; a larger network's are generated, or only sketched
 FLOAT32_PARTS = ("the sinusoidal timestep embedding (stored as a table)",)
 
 

@@ -127,9 +127,9 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | Pipelin
     lsun = {"image_size": 256, "num_channels": 128, "num_res_blocks": 2, "num_heads": 1, "learn_sigma": True,
             "use_scale_shift_norm": False, "attention_resolutions": "16"}  # fmt: skip
     yield _model(code, "lsun", flags(code, **lsun), (500.0,), tier="full")
-    yield _pipeline(code, "ddpm-learned", flags(code, learn_sigma=True), "p_sample", "6")
-    yield _pipeline(code, "ddpm-cosine", flags(code, **cosine), "p_sample", "ddim8")
-    yield _pipeline(code, "ddim", flags(code), "ddim_sample", "ddim8", eta=0.0)
+    yield _pipeline(code, "ddpm-learned", flags(code, learn_sigma=True), "p_sample", "4")
+    yield _pipeline(code, "ddpm-cosine", flags(code, **cosine), "p_sample", "ddim4")
+    yield _pipeline(code, "ddim", flags(code), "ddim_sample", "ddim5", eta=0.0)
 
 
 def _model(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import lru_cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -69,14 +68,22 @@ class TensorFlowNetwork:
     def __init__(self, code: SimpleNamespace, config: dict[str, Any]) -> None:
         self._code, self._config = code, config
         self._state: dict[str, np.ndarray] = {}
-        self._graph = lru_cache(self._build)
+        self._graphs: dict[tuple[int, torch.dtype], SimpleNamespace] = {}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(v.shape.as_list()) for name, v in self._graph(1, torch.float32).variables.items()}
 
     def load(self, state: Mapping[str, np.ndarray]) -> None:
+        changed = {name: array for name, array in state.items() if self._state.get(name) is not array}
         self._state = dict(state)
-        self._graph.cache_clear()
+        for graph in self._graphs.values():
+            _assign(graph, changed)
+
+    def _graph(self, batch: int, dtype: torch.dtype) -> SimpleNamespace:
+        if (batch, dtype) not in self._graphs:
+            self._graphs[batch, dtype] = self._build(batch, dtype)
+            _assign(self._graphs[batch, dtype], self._state)
+        return self._graphs[batch, dtype]
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return to_nchw(self._run(x, t, "output"))
@@ -119,15 +126,17 @@ class TensorFlowNetwork:
                 dropout=0.0, resamp_with_conv=config.get("resamp_with_conv", True),
             )  # fmt: skip
             variables = {variable.op.name: variable for variable in tf.global_variables()}
+            values = {name: tf.placeholder(v.dtype.base_dtype, v.shape) for name, v in variables.items()}
+            assignments = {name: variable.assign(values[name]).op for name, variable in variables.items()}
             session = tf.Session(graph=graph, config=one_thread(tf))
-            for name, array in self._state.items():
-                variables[name].load(array, session)
-            if not self._state:
-                session.run(tf.global_variables_initializer())
         last_input = taps.pop("conv_out:input")
-        return SimpleNamespace(
-            x=x, t=t, output=output, taps=taps, last_input=last_input, variables=variables, session=session
-        )
+        return SimpleNamespace(x=x, t=t, output=output, taps=taps, last_input=last_input, variables=variables,
+                               values=values, assignments=assignments, session=session)  # fmt: skip
+
+
+def _assign(graph: SimpleNamespace, state: Mapping[str, np.ndarray]) -> None:
+    for name, array in state.items():
+        graph.session.run(graph.assignments[name], {graph.values[name]: array})
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,29 +11,17 @@ from typing import Any
 import pytest
 import torch
 from click.testing import Result
+from toy_fixture import FEW_CASES as CASES
 from toy_fixture import edit_json
 from typer.testing import CliRunner
 
 from conformance.cli import app
-from conformance.library import open_library
 
 PORTS = Path(__file__).with_name("ported_schedulers.py")
-CASES = ("ddim/ddim-uniform-2-eta-0", "ddim/ddim-uniform-2-eta-1", "pndm/s-pndm-2")
 
 
 def conformance(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-@pytest.fixture
-def fixtures(tmp_path: Path) -> Path:
-    """A folder with a few of the bundled fixtures."""
-    for case in CASES:
-        target = tmp_path / "fixtures" / case
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for suffix in (".json", ".safetensors"):
-            shutil.copy(open_library().root / f"{case}{suffix}", target.with_name(target.name + suffix))
-    return tmp_path / "fixtures"
 
 
 def reported(path: Path) -> dict[str, Any]:
@@ -60,8 +47,8 @@ def test_a_run_that_passes(fixtures: Path, tmp_path: Path) -> None:
     assert report["implementation"] == {"name": "diffusers_ref", "version": "0.1.0"}
     assert (report["device"], report["dtype"]) == ("cpu", "float32")
     first = report["cases"][0]
-    assert list(first) == ["id", "kind", "verdict", "rho", "max_error", "noise_floor", "first_divergence", "draws_match",
-                           "seconds", "message"]  # fmt: skip
+    keys = "id kind verdict rho max_error noise_floor first_divergence draws_match seconds message"
+    assert list(first) == keys.split()
     figures = {name: first.pop(name) for name in ("rho", "max_error", "noise_floor", "seconds")}
     assert first == {"id": CASES[0], "kind": "scheduler", "verdict": "bitwise", "first_divergence": None,
                      "draws_match": True, "message": ""}  # fmt: skip

@@ -48,7 +48,7 @@ def test_an_empty_file_expects_nothing(tmp_path: Path) -> None:
         ('[[expect]]\nreason = "r"', "entry 1: 'case' is mandatory"),
         ('[[expect]]\ncase = ""\nreason = "r"', "entry 1: 'case' is mandatory"),
         ('[[expect]]\ncase = "a"\nreason = "r"\n[[expect]]\ncase = "b"', "entry 2: 'reason' is mandatory"),
-        ('[[expect]]\ncase = "a"\nreason = "r"\ntolerance = 8', "entry 1: unknown key 'tolerance'; allowed: case, reason"),
+        ('[[expect]]\ncase = "a"\nreason = "r"\ntolerance = 8', "unknown key 'tolerance'; allowed: case, reason"),
         ('[[expect]]\ncase = "a"\nreason = 3', "entry 1: 'reason' must be a string, found int"),
         ('[[expect]]\ncase = "a"\nreason = "r"\nversion = 1', "entry 1: 'version' must be a string, found int"),
         ('[[expect]]\ncase = "a"\nreason = "r"\nversion = "new"', "entry 1: version: .*new"),

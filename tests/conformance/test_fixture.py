@@ -229,7 +229,7 @@ def test_the_right_tensors_in_another_file_are_refused(tmp_path: Path) -> None:
     file.write_bytes(save(toy_tensors(), metadata={"made": "elsewhere"}))
     assert torch.equal(load_file(file)["inputs"], toy_tensors()["inputs"])
 
-    with pytest.raises(FixtureError, match="sha256 is .*, the manifest says"):
+    with pytest.raises(FixtureError, match=r"sha256 is .*, the manifest says"):
         read_fixture(path).tensors  # noqa: B018
 
 

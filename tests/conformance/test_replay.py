@@ -234,7 +234,9 @@ class SkipsTheLastDraw(ReferenceImplementation):
         scheduler = super().scheduler(subject)
         step = scheduler.step
 
-        def without_last_draw(output: Any, t: Any, x: Any, eta: float, generator: Any = None, variance_noise: Any = None):
+        def without_last_draw(
+            output: Any, t: Any, x: Any, eta: float, generator: Any = None, variance_noise: Any = None
+        ) -> Any:
             if generator is not None and t == scheduler.timesteps[-1]:
                 generator, variance_noise = None, torch.zeros_like(x)
             return step(output, t, x, eta=eta, generator=generator, variance_noise=variance_noise)
@@ -307,7 +309,7 @@ def test_settings_that_cannot_be_are_refused(device: str, dtype: str, message: s
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 def test_a_device_that_the_machine_lacks_is_refused() -> None:
-    with pytest.raises(ConformanceError, match="device 'cuda' cannot be used on this machine: .*CUDA"):
+    with pytest.raises(ConformanceError, match=r"device 'cuda' cannot be used on this machine: .*CUDA"):
         Settings.of("cuda")
 
 

@@ -10,7 +10,7 @@ import pytest
 from conformance.weights import RULES, Layout, synthetic_input, synthetic_parameter, synthetic_state
 
 PINNED = [
-    ("conv_in.weight", (4, 3, 3, 3), "torch", ("0x1.c7a78c0000000p-4", "-0x1.8afb000000000p-5", "0x1.e636660000000p-3")),
+    ("conv.weight", (4, 3, 3, 3), "torch", ("0x1.4db5500000000p-2", "-0x1.1b1f960000000p-5", "-0x1.fdaaac0000000p-7")),
     ("norm.weight", (5,), "torch", ("0x1.12b0280000000p+0", "0x1.096f460000000p+0", "0x1.d9141c0000000p-1")),
     ("norm.bias", (5,), "torch", ("0x1.c129ce0000000p-5", "-0x1.fbbc4e0000000p-5", "0x1.82199a0000000p-5")),
     ("unet/dense/W", (6, 4), "tensorflow", ("0x1.f37e720000000p-2", "0x1.154a5c0000000p-1", "-0x1.27b0b00000000p-2")),
@@ -88,7 +88,7 @@ def test_the_rules_differ_in_what_is_fan_in() -> None:
 
 
 def test_an_unknown_rule_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"weight rule 'normal'; known: philox-uniform/torch, philox-uniform/tensorflow"):
+    with pytest.raises(ValueError, match=r"rule 'normal'; known: philox-uniform/torch, philox-uniform/tensorflow"):
         synthetic_state({"w": (1,)}, 0, "normal")
 
 

@@ -25,6 +25,8 @@ from conformance.fixture import (
 )
 
 TOY_ID = "toy/one-step"
+FEW_CASES = ("ddim/ddim-uniform-2-eta-0", "ddim/ddim-uniform-2-eta-1", "pndm/s-pndm-2")
+"""Small fixtures of the package; `fixtures` of conftest.py is a folder with these."""
 
 
 def toy_manifest(**changes: Any) -> Manifest:
