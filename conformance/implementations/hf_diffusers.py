@@ -80,7 +80,8 @@ class DiffusersImplementation(Implementation):
         return self._network(self._reference.model(subject, state))
 
     def tap_modules(self, subject: Subject) -> dict[str, str]:
-        return self._reference.tap_modules(subject)
+        # Inside its attention tokens come before channels, so those outputs have no counterpart.
+        return {theirs: ours for theirs, ours in self._reference.tap_modules(subject).items() if ".to_" not in ours}
 
     def pipeline(self, subject: Subject, checkpoint: Path, original_config: Path) -> Any:
         cls = getattr(self._library, subject.cls, None)

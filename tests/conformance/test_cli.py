@@ -24,6 +24,12 @@ def conformance(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
+@pytest.fixture(autouse=True)
+def quick_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare the runs of pytest inside these tests what takes longer than they do."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:unraisableexception -p no:hypothesispytest")
+
+
 def reported(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
@@ -186,6 +192,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(fixtures: Path, arguments: tuple[
     assert result.stderr.startswith(f"conformance: {message}")
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+
+
+def test_a_usage_error_of_pytest_is_exit_code_2(fixtures: Path) -> None:
+    assert conformance("run", "--fixtures", fixtures, "-n", "many").exit_code == 2
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

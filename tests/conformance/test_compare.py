@@ -196,6 +196,12 @@ def test_nan_in_its_place_does_not_hide_an_error_elsewhere() -> None:
     assert compared(observed, y64).verdict is Verdict.DIVERGENT
 
 
+def test_a_bound_that_is_not_a_number_passes_nothing() -> None:
+    assert compared(exact(), exact(), norm=NAN).verdict is Verdict.DIVERGENT
+    assert compared(exact(), exact(), element=NAN).verdict is Verdict.DIVERGENT
+    assert compare_float64("x", exact(), exact(), NAN).verdict is Verdict.DIVERGENT
+
+
 def test_an_oracle_of_zeros_accepts_only_zeros() -> None:
     zeros = torch.zeros(1, 3, dtype=torch.float64)
 

@@ -28,7 +28,7 @@ from conformance.replay import CaseResult, Settings, replay
 
 @dataclass(frozen=True)
 class Fault:
-    """A replacement in a module, a fixture that must see it, and the first divergence: (output, step), or None: draws."""
+    """A replacement in a module, a fixture that must see it, and where it shows first: (output, step); None: draws."""
 
     name: str
     case: str

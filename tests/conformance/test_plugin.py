@@ -24,7 +24,8 @@ def test_parity(fixture_id, replay_fixture):
 def suite(pytester: pytest.Pytester, fixtures: Path) -> pytest.Pytester:
     """A folder with a suite of the user's own that replays three fixtures."""
     pytester.makepyfile(test_parity=OWN_SUITE)
-    pytester.makeini(f"[pytest]\naddopts = -p no:cacheprovider --conformance-fixtures={fixtures}")
+    spared = "-p no:cacheprovider -p no:unraisableexception -p no:hypothesispytest"  # take longer than these tests
+    pytester.makeini(f"[pytest]\naddopts = {spared} --conformance-fixtures={fixtures}")
     return pytester
 
 

@@ -214,6 +214,17 @@ def test_a_dirty_checkout_is_refused(recorder: ModuleType, checkout: Path, tmp_p
     assert message.startswith(f"{checkout}: it has local changes (M toy_sampler.py …). Pass --allow-modified")
 
 
+def test_an_untracked_module_is_refused_and_other_files_are_not(
+    recorder: ModuleType, checkout: Path, tmp_path: Path
+) -> None:
+    (checkout / "notes.txt").write_text("", encoding="utf-8")
+    assert recorded(checkout, tmp_path / "fine").manifest.reference.modified is False
+
+    (checkout / "lib").mkdir()
+    (checkout / "lib" / "shadow.py").write_text("", encoding="utf-8")
+    assert "it has local changes (?? lib/shadow.py …)" in refused(checkout, tmp_path / "out")
+
+
 def test_another_commit_is_refused(recorder: ModuleType, checkout: Path, tmp_path: Path) -> None:
     git(checkout, "commit", "-q", "--allow-empty", "-m", "later")
 

@@ -151,6 +151,20 @@ def test_a_module_path_names_a_class_too() -> None:
     assert run(DDIM, implementation).verdict.green
 
 
+class OneStepMore(ReferenceImplementation):
+    def set_timesteps(self, scheduler: Any, subject: Subject) -> None:
+        scheduler.set_timesteps((subject.set_timesteps or {})["num_inference_steps"] + 1)
+
+
+def test_another_number_of_steps_is_divergent_and_not_an_error() -> None:
+    result = run(DDIM, OneStepMore())
+
+    assert result.verdict is Verdict.DIVERGENT
+    assert [c.output for c in result.comparisons] == ["timesteps"]
+    assert result.message == "timesteps at step 0: (4,) entries [999, 666, 333, …], the original has (2,) [500, 0]"
+    assert result.draws_match is None
+
+
 # --- unsupported, error, draws ---------------------------------------------------------------------------------------
 
 
