@@ -107,6 +107,8 @@ def run(
     suite = Path(__file__).parent / "suite"
     arguments = [str(suite / "test_fixtures.py"), "-c", str(suite / "pytest.ini"), "--rootdir", str(suite)]
     arguments += ["-q", "--no-header", "--tb=no", "--no-summary", "--conformance-table"]
+    # Plugins that only this suite's run time would notice.
+    arguments += ["-p", "no:hypothesispytest", "-p", "no:unraisableexception", "-p", "no:threadexception"]
     arguments += ["-W", "ignore::pytest.PytestAssertRewriteWarning"]  # this package is imported already
     arguments += [f"--implementation={implementation}", f"--device={device}", f"--dtype={dtype}", f"--tier={tier}"]
     arguments += [f"--case={pattern}" for pattern in select or ()]

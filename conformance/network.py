@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -44,32 +44,56 @@ class AnalyticNetwork:
         return asdict(self)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
-        u = self._unit_time(x, t)
-        alpha_bar = torch.exp(-0.1 * u - 9.95 * u * u)  # float64, (B, 1, 1, 1)
-        a, b = (value.to(x.dtype) for value in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
-        mu = _pattern(tuple(x.shape[1:]), x.dtype, x.device)
-        spread = a * a * COMPONENT_STD**2 + b * b
-        mean_x0 = (a * COMPONENT_STD**2 * x + b * b * mu * torch.tanh(a * mu * x / spread)) / spread
-        epsilon = (x - a * mean_x0) / b
-        epsilon = epsilon + 0.05 * torch.sin(2.0 * x.roll(1, dims=-1) + (10.0 * u).to(x.dtype))
+        times = tuple(torch.as_tensor(t).to(torch.float64).reshape(-1).tolist()) if torch.is_tensor(t) else (float(t),)
+        at = _at(times, self.num_train_timesteps, self.time_scale, tuple(x.shape[1:]), x.dtype, x.device)
+        mean_x0 = (at.a_variance * x + at.b2_mu * torch.tanh(at.a_mu * x / at.spread)) / at.spread
+        epsilon = (x - at.a * mean_x0) / at.b
+        epsilon = epsilon + 0.05 * torch.sin(2.0 * x.roll(1, dims=-1) + at.ten_u)
         if self.prediction == "epsilon":
             output = epsilon
         elif self.prediction == "sample":
-            output = (x - b * epsilon) / a
+            output = (x - at.b * epsilon) / at.a
         elif self.prediction == "v_prediction":
-            output = a * epsilon - b * (x - b * epsilon) / a
+            output = at.a * epsilon - at.b * (x - at.b * epsilon) / at.a
         else:  # x_{t-1}: a small step against the noise
-            output = x - (10.0 / self.num_train_timesteps) * (u.to(x.dtype) + 0.05) * epsilon
+            output = x - (10.0 / self.num_train_timesteps) * (at.u.to(x.dtype) + 0.05) * epsilon
         if self.variance is None:
             return output
-        wave = torch.sin(3.0 * x + (7.0 * u).to(x.dtype))
+        wave = torch.sin(3.0 * x + (7.0 * at.u).to(x.dtype))
         if self.variance == "learned":
-            wave = torch.log((20.0 / self.num_train_timesteps) * (u + 0.005)).to(x.dtype) + 0.3 * wave
+            wave = torch.log((20.0 / self.num_train_timesteps) * (at.u + 0.005)).to(x.dtype) + 0.3 * wave
         return torch.cat([output, wave], dim=1)
 
-    def _unit_time(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
-        time = torch.as_tensor(t, device=x.device).to(torch.float64).reshape(-1, 1, 1, 1) / self.time_scale
-        return (time + 1.5) / self.num_train_timesteps
+
+class _At(NamedTuple):
+    """What depends on the time only, each (B or 1, 1, 1, 1) or with the pattern μ (B or 1, C, H, W)."""
+
+    u: torch.Tensor  # float64
+    ten_u: torch.Tensor
+    a: torch.Tensor  # √ᾱ
+    b: torch.Tensor  # √(1 − ᾱ)
+    spread: torch.Tensor  # ᾱ s² + 1 − ᾱ
+    a_variance: torch.Tensor
+    b2_mu: torch.Tensor
+    a_mu: torch.Tensor
+
+
+@lru_cache(maxsize=8192)
+def _at(
+    times: tuple[float, ...],
+    num_train_timesteps: int,
+    time_scale: float,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> _At:
+    time = torch.tensor(times, dtype=torch.float64, device=device).reshape(-1, 1, 1, 1) / time_scale
+    u = (time + 1.5) / num_train_timesteps
+    alpha_bar = torch.exp(-0.1 * u - 9.95 * u * u)
+    a, b = (value.to(dtype) for value in (alpha_bar.sqrt(), (1 - alpha_bar).sqrt()))
+    mu = _pattern(shape, dtype, device)
+    spread = a * a * COMPONENT_STD**2 + b * b
+    return _At(u, (10.0 * u).to(dtype), a, b, spread, a * COMPONENT_STD**2, b * b * mu, a * mu)
 
 
 @lru_cache(maxsize=64)
