@@ -211,7 +211,10 @@ def read_manifest(path: Path) -> Manifest:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         found = data.get("format") if isinstance(data, dict) else type(data).__name__
         raise FixtureError(f"{path}: fixture format {found!r}; this version reads format {FORMAT}")
-    return _parse(Manifest, data, str(path))
+    manifest: Manifest = _parse(Manifest, data, str(path))
+    if manifest.tensors.file != f"{path.stem}.safetensors":
+        raise FixtureError(f"{path}: tensors: file: {manifest.tensors.file!r}; allowed: '{path.stem}.safetensors'")
+    return manifest
 
 
 def read_fixture(path: Path) -> Fixture:

@@ -99,6 +99,7 @@ def changed(value: Any, *keys: Any) -> Callable[[dict[str, Any]], object]:
         (changed(1, "extra"), "unknown key 'extra'; allowed: environment, float64_tolerance"),
         (changed(1, "paper", "doi"), "paper: unknown key 'doi'; allowed: arxiv, location, title"),
         (changed(1, "tape", "draws", 0, "device"), r"tape: draws\[0\]: unknown key 'device'"),
+        (changed("../x.safetensors", "tensors", "file"), "'../x.safetensors'; allowed: 'one-step.safetensors'"),
         (removed("title"), "missing key 'title'"),
         (removed("reference", "modified"), "reference: missing key 'modified'"),
         (removed("weights"), "missing key 'weights'"),
