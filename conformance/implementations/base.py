@@ -74,7 +74,7 @@ class Implementation:
         return dict(subject.call or {})
 
     def step_takes(self, scheduler: Scheduler, name: str) -> bool:
-        """Whether `step` has an argument of that name (`variance_noise`, `generator`), or, for `generator`, takes any."""
+        """Whether `step` has an argument of that name; a step that takes any keyword takes a `generator`."""
         parameters = inspect.signature(scheduler.step).parameters
         takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
         return name in parameters or (takes_any and name == "generator")

@@ -12,7 +12,7 @@ from importlib import import_module
 
 import torch
 
-from conformance.compare import Comparison, Policy, Verdict, worst
+from conformance.compare import FLOAT64, Comparison, Policy, Verdict, worst
 from conformance.errors import ConformanceError, Unsupported
 from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation
@@ -66,7 +66,7 @@ class CaseResult:
     @property
     def rho(self) -> float | None:
         """The largest parity ratio of the float32 comparisons."""
-        return max((c.rho for c in self.comparisons), default=None)
+        return max((c.rho for c in self._in_float32), default=None)
 
     @property
     def max_error(self) -> float | None:
@@ -74,7 +74,11 @@ class CaseResult:
 
     @property
     def noise_floor(self) -> float | None:
-        return max((c.floor for c in self.comparisons if c.rho), default=None)
+        return max((c.floor for c in self._in_float32 if c.rho), default=None)
+
+    @property
+    def _in_float32(self) -> list[Comparison]:
+        return [c for c in self.comparisons if not c.output.endswith(FLOAT64)]
 
     @property
     def first_divergence(self) -> Comparison | None:

@@ -151,6 +151,22 @@ def test_a_module_path_names_a_class_too() -> None:
     assert run(DDIM, implementation).verdict.green
 
 
+class AnyKeyword(ReferenceImplementation):
+    """A scheduler whose step takes whatever it is given and hands it on."""
+
+    def scheduler(self, subject: Subject) -> Any:
+        scheduler = super().scheduler(subject)
+        step = scheduler.step
+        scheduler.step = lambda *arguments, **options: step(*arguments, **options)
+        return scheduler
+
+
+def test_a_step_that_takes_any_keyword_gets_the_generator() -> None:
+    result = run("ddim/ddim-uniform-7-eta-0.3", AnyKeyword())
+
+    assert (result.verdict, result.draws_match) == (Verdict.BITWISE, True)
+
+
 class OneStepMore(ReferenceImplementation):
     def set_timesteps(self, scheduler: Any, subject: Subject) -> None:
         scheduler.set_timesteps((subject.set_timesteps or {})["num_inference_steps"] + 1)
