@@ -35,8 +35,10 @@ class ReferenceImplementation(Implementation):
         return self._class(subject.cls).from_config(subject.config)
 
     def original_shapes(self, subject: Subject) -> dict[str, tuple[int, ...]]:
+        from diffusers_ref.original import original_keys
+
         form = self._format(subject)
-        return form.original_keys(form.parse_config(subject.config))
+        return original_keys(form, form.parse_config(subject.config))
 
     def model(self, subject: Subject, state: Mapping[str, np.ndarray]) -> torch.nn.Module:
         from diffusers_ref.original import build_unet
@@ -44,8 +46,10 @@ class ReferenceImplementation(Implementation):
         return build_unet(self._format(subject).NAME, subject.config, state)
 
     def tap_modules(self, subject: Subject) -> dict[str, str]:
+        from diffusers_ref.original import module_map
+
         form = self._format(subject)
-        return form.module_map(form.parse_config(subject.config))
+        return module_map(form, form.parse_config(subject.config))
 
     def pipeline(self, subject: Subject, checkpoint: Path, original_config: Path) -> Any:
         pipeline = self._class(subject.cls).from_single_file(

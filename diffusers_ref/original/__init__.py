@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from .checkpoints import read_checkpoint
-from .convert import FORMATS, OriginalFormat, SingleFile, build_unet, detect_format, get_format, load_single_file
+from .convert import (
+    FORMATS,
+    OriginalFormat,
+    SingleFile,
+    build_unet,
+    detect_format,
+    get_format,
+    key_map,
+    load_single_file,
+    module_map,
+    original_keys,
+)
 from .key_rules import KeyRule, Layer, Transform
 
 __all__ = [
@@ -16,6 +27,9 @@ __all__ = [
     "build_unet",
     "detect_format",
     "get_format",
+    "key_map",
     "load_single_file",
+    "module_map",
+    "original_keys",
     "read_checkpoint",
 ]

@@ -15,7 +15,16 @@ from diffusers_ref.models.unet_2d import UNet2DModel
 from . import ermongroup_ddim, hojonathanho_diffusion, lupingliu_pndm, openai_improved_diffusion
 from .checkpoints import read_checkpoint
 from .config_fields import read_mapping
-from .key_rules import KeyRule, Shape, convert, empty_unet
+from .key_rules import (
+    KeyRule,
+    Layer,
+    Shape,
+    aligned_modules,
+    convert,
+    empty_unet,
+    key_rules,
+    original_shapes,
+)
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
 
@@ -32,15 +41,16 @@ class OriginalFormat(Protocol):
     pixel_rounding: str
     """How the original turns pixels into integers: "round" or "truncate"."""
 
+    separator: str
+    """Between a module's path and the name of its parameter."""
+
     def recognises_config(self, config: Mapping[str, Any], /) -> bool: ...
     def recognises_state(self, names: Collection[str], /) -> bool: ...
     def parse_config(self, source: Source, /) -> dict[str, Any]: ...
     def unet_config(self, config: Mapping[str, Any], /) -> dict[str, Any]: ...
     def scheduler_configs(self, config: Mapping[str, Any], /) -> dict[str, dict[str, Any]]: ...
     def extract_state(self, checkpoint: Any, use_ema: bool = ...) -> dict[str, Any]: ...
-    def key_map(self, config: Mapping[str, Any], /) -> list[KeyRule]: ...
-    def module_map(self, config: Mapping[str, Any], /) -> dict[str, str]: ...
-    def original_keys(self, config: Mapping[str, Any], /) -> dict[str, Shape]: ...
+    def layers(self, config: Mapping[str, Any], /) -> list[Layer]: ...
 
 
 _MODULES: tuple[OriginalFormat, ...] = (
@@ -84,6 +94,24 @@ def detect_format(config: Mapping[str, Any]) -> OriginalFormat:
             f"name it with original_format=, one of {', '.join(FORMATS)}"
         )
     return found[0]
+
+
+def key_map(format: OriginalFormat, config: Mapping[str, Any]) -> list[KeyRule]:
+    """How each of our parameters is made from the original's, for a parsed configuration."""
+    return key_rules(format.layers(config), separator=format.separator)
+
+
+def module_map(format: OriginalFormat, config: Mapping[str, Any]) -> dict[str, str]:
+    """Original module path -> our module path, where outputs hold the same numbers in the same order.
+
+    TensorFlow's outputs are (B, H, W, C), ours (B, C, H, W).
+    """
+    return aligned_modules(format.layers(config))
+
+
+def original_keys(format: OriginalFormat, config: Mapping[str, Any]) -> dict[str, Shape]:
+    """Name and shape of every original parameter, without the original's code."""
+    return original_shapes(key_map(format, config), empty_unet(format.unet_config(config)).state_dict())
 
 
 def build_unet(format: str, config: Source, original_state: Mapping[str, Any]) -> UNet2DModel:
@@ -144,6 +172,6 @@ def _build_unet(
     module: OriginalFormat, config: Mapping[str, Any], original_state: Mapping[str, Any], source: str
 ) -> UNet2DModel:
     unet = empty_unet(module.unet_config(config))
-    weights = convert(original_state, module.key_map(config), unet.state_dict(), source)
+    weights = convert(original_state, key_map(module, config), unet.state_dict(), source)
     load_state_dict_strictly(unet, weights, source)
     return unet.eval()

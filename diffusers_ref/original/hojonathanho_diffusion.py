@@ -36,18 +36,15 @@ from .key_rules import (
     TF_CONV,
     TF_DENSE,
     TF_POINTWISE,
-    KeyRule,
     Layer,
     Parameter,
-    Shape,
     Transform,
-    aligned_modules,
-    empty_unet,
-    key_rules,
-    original_shapes,
 )
 
 NAME = "hojonathanho/diffusion"
+
+separator = "/"
+"""Between a module's path and the name of its parameter."""
 
 pixel_rounding = "truncate"
 """(x + 1) · 127.5, clipped, then `astype('uint8')`."""
@@ -197,20 +194,5 @@ def _scope(path: str) -> str:
 
 
 def layers(config: Mapping[str, Any]) -> list[Layer]:
-    """The declaration that the following three are derived from."""
+    """The network, module by module: key map, module map and the original's parameters are derived from it."""
     return _network(config).layers(PARAMETERS, _scope)
-
-
-def key_map(config: Mapping[str, Any]) -> list[KeyRule]:
-    """How each of our parameters is made from the original's."""
-    return key_rules(layers(config), separator="/")
-
-
-def module_map(config: Mapping[str, Any]) -> dict[str, str]:
-    """Variable scope -> our module path. Outputs are (B, H, W, C) there and (B, C, H, W) here."""
-    return aligned_modules(layers(config))
-
-
-def original_keys(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Name and shape of every original variable."""
-    return original_shapes(key_map(config), empty_unet(unet_config(config)).state_dict())

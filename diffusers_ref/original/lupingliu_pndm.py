@@ -30,9 +30,12 @@ from .config_fields import (
 )
 from .ddpm_network import DDPMNetwork
 from .improved_network import ImprovedNetwork
-from .key_rules import KeyRule, Layer, Shape, aligned_modules, empty_unet, key_rules, original_shapes
+from .key_rules import Layer
 
 NAME = "luping-liu/PNDM"
+
+separator = "."
+"""Between a module's path and the name of its parameter."""
 
 pixel_rounding = "round"
 """torchvision's `save_image` writes the pixels."""
@@ -165,20 +168,5 @@ def extract_state(checkpoint: Any, use_ema: bool = True) -> dict[str, Any]:
 
 
 def layers(config: Mapping[str, Any]) -> list[Layer]:
-    """The declaration that the following three are derived from."""
+    """The network, module by module: key map, module map and the original's parameters are derived from it."""
     return _network(config).layers()
-
-
-def key_map(config: Mapping[str, Any]) -> list[KeyRule]:
-    """How each of our parameters is made from the original's."""
-    return key_rules(layers(config))
-
-
-def module_map(config: Mapping[str, Any]) -> dict[str, str]:
-    """Original module path -> our module path, where outputs can be compared."""
-    return aligned_modules(layers(config))
-
-
-def original_keys(config: Mapping[str, Any]) -> dict[str, Shape]:
-    """Name and shape of every original parameter."""
-    return original_shapes(key_map(config), empty_unet(unet_config(config)).state_dict())

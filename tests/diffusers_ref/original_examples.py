@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from diffusers_ref.original import get_format
+from diffusers_ref.original import get_format, original_keys
 
 ERMONGROUP: dict[str, Any] = {
     "data": {"dataset": "CIFAR10", "image_size": 8, "channels": 3, "rescaled": True},
@@ -133,7 +133,7 @@ def _original_state(format: str, config: str, seed: int) -> dict[str, torch.Tens
     module = get_format(format)
     generator = torch.Generator().manual_seed(seed)
     state = {}
-    for name, shape in module.original_keys(module.parse_config(json.loads(config))).items():
+    for name, shape in original_keys(module, module.parse_config(json.loads(config))).items():
         value = torch.randn(shape, generator=generator)
         state[name] = value / (value.numel() / max(shape)) ** 0.5 if len(shape) > 1 else 1 + 0.1 * value
     return state

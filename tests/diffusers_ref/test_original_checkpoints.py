@@ -12,7 +12,7 @@ from original_examples import ERMONGROUP, EXAMPLES, HOJONATHANHO, LUPINGLIU_DDIM
 from safetensors.torch import save_file
 
 from diffusers_ref import ConfigError, LoadingError, WeightsError
-from diffusers_ref.original import get_format, load_single_file
+from diffusers_ref.original import get_format, key_map, load_single_file
 from diffusers_ref.original.key_rules import convert
 
 DDIM = "ermongroup/ddim"
@@ -26,7 +26,7 @@ def parallel(state):
 
 def same(unet, format, config, state) -> bool:
     module, ours = get_format(format), unet.state_dict()
-    expected = convert(state, module.key_map(module.parse_config(config)), ours, "the state")
+    expected = convert(state, key_map(module, module.parse_config(config)), ours, "the state")
     return expected.keys() == ours.keys() and all(torch.equal(ours[key], expected[key]) for key in expected)
 
 

@@ -16,7 +16,7 @@ from original_examples import (
 import diffusers_ref
 from diffusers_ref import ConfigError, LoadingError, UNet2DModel
 from diffusers_ref.modeling import shapes_only
-from diffusers_ref.original import detect_format, get_format
+from diffusers_ref.original import detect_format, get_format, original_keys
 
 
 def number_of_parameters(format: str, config: dict) -> int:
@@ -200,7 +200,7 @@ def test_mistakes_are_named(format, config, message):
 def test_networks_that_cannot_be_built(format, config, message):
     module = get_format(format)
     with pytest.raises(ValueError, match=message):
-        module.original_keys(module.parse_config(config))
+        original_keys(module, module.parse_config(config))
 
 
 def test_a_config_of_no_known_format():

@@ -7,7 +7,7 @@ import torch
 from original_examples import ERMONGROUP, EXAMPLES, HOJONATHANHO, OPENAI, changed, original_state
 
 from diffusers_ref import UNet2DModel, WeightsError
-from diffusers_ref.original import FORMATS, build_unet, get_format
+from diffusers_ref.original import FORMATS, build_unet, get_format, key_map, module_map, original_keys
 
 
 def output(unet: UNet2DModel, timestep: float = 250.0) -> torch.Tensor:
@@ -21,14 +21,14 @@ def output(unet: UNet2DModel, timestep: float = 250.0) -> torch.Tensor:
 def test_every_parameter_is_mapped_exactly_once(format, config):
     module = get_format(format)
     parsed = module.parse_config(config)
-    rules = module.key_map(parsed)
+    rules = key_map(module, parsed)
     ours = UNet2DModel(**module.unet_config(parsed)).state_dict()
     assert sorted(rule.ours for rule in rules) == sorted(ours)
-    assert {rule.original for rule in rules} == module.original_keys(parsed).keys()
+    assert {rule.original for rule in rules} == original_keys(module, parsed).keys()
 
     # Numbered entries: each original entry arrives, and arrives once.
     start, state = 0, {}
-    for name, shape in module.original_keys(parsed).items():
+    for name, shape in original_keys(module, parsed).items():
         size = math.prod(shape)
         state[name] = torch.arange(start, start + size, dtype=torch.float32).reshape(shape)
         start += size
@@ -39,7 +39,7 @@ def test_every_parameter_is_mapped_exactly_once(format, config):
 @pytest.mark.parametrize(("format", "config"), EXAMPLES.values(), ids=EXAMPLES)
 def test_modules_are_aligned_with_modules_that_run(format, config):
     module = get_format(format)
-    pairs = module.module_map(module.parse_config(config))
+    pairs = module_map(module, module.parse_config(config))
     assert len(set(pairs.values())) == len(pairs)
     unet = build_unet(format, config, original_state(format, config))
     ran = []
@@ -52,7 +52,7 @@ def test_modules_are_aligned_with_modules_that_run(format, config):
 def test_names_of_the_ddim_authors():
     module = get_format("ermongroup/ddim")
     config = module.parse_config(ERMONGROUP)
-    keys = module.original_keys(config)
+    keys = original_keys(module, config)
     assert keys["temb.dense.0.weight"] == (128, 32)
     assert keys["down.1.block.0.nin_shortcut.weight"] == (64, 32, 1, 1)
     assert keys["down.1.attn.0.q.weight"] == (64, 64, 1, 1)
@@ -61,16 +61,16 @@ def test_names_of_the_ddim_authors():
     assert keys["up.0.block.1.conv1.weight"] == (32, 64, 3, 3)
     assert keys["up.1.upsample.conv.weight"] == (64, 64, 3, 3)
     assert not any("attn" in name for name in keys if name.startswith(("down.0", "up.0")))
-    pairs = module.module_map(config)
+    pairs = module_map(module, config)
     assert pairs["up.1.block.1"] == "up_blocks.0.resnets.1", "levels are counted from full resolution there"
     assert pairs["up.1.attn.0.proj_out"] == "up_blocks.0.attentions.0.to_out.0"
-    without = module.original_keys(module.parse_config(changed(ERMONGROUP, model__resamp_with_conv=False)))
+    without = original_keys(module, module.parse_config(changed(ERMONGROUP, model__resamp_with_conv=False)))
     assert not any("sample" in name for name in without)
 
 
 def test_names_of_the_ddpm_authors():
     module = get_format("hojonathanho/diffusion")
-    keys = module.original_keys(module.parse_config(HOJONATHANHO))
+    keys = original_keys(module, module.parse_config(HOJONATHANHO))
     assert keys["model/temb/dense0/W"] == (32, 128)
     assert keys["model/conv_in/W"] == (3, 3, 3, 32)
     assert keys["model/down_1/block_0/norm1/gamma"] == (32,)
@@ -86,7 +86,7 @@ def test_names_of_the_ddpm_authors():
 def test_names_of_improved_diffusion():
     module = get_format("openai/improved-diffusion")
     config = module.parse_config(OPENAI)
-    keys = module.original_keys(config)
+    keys = original_keys(module, config)
     assert keys["input_blocks.0.0.weight"] == (32, 3, 3, 3)
     assert keys["input_blocks.1.0.emb_layers.1.weight"] == (64, 128), "scale and shift"
     assert keys["input_blocks.2.0.op.weight"] == (32, 32, 3, 3)
@@ -96,7 +96,7 @@ def test_names_of_improved_diffusion():
     assert keys["output_blocks.3.0.skip_connection.weight"] == (32, 64, 1, 1)
     assert keys["label_emb.weight"] == (7, 128)
     assert keys["out.2.weight"] == (6, 32, 3, 3)
-    assert module.module_map(config)["output_blocks.1.2"] == "up_blocks.0.upsamplers.0"
+    assert module_map(module, config)["output_blocks.1.2"] == "up_blocks.0.upsamplers.0"
 
 
 def test_the_ddpm_and_ddim_authors_layouts_hold_one_network():
