@@ -135,12 +135,14 @@ def test_no_variance_type_gives_nan_anywhere():
                 assert made.step(output, t, x, variance_noise=z).prev_sample.isfinite().all(), (kind, steps, t)
 
 
-def test_a_network_that_predicts_the_previous_sample_gives_the_mean_itself():
-    made = scheduler(4, prediction_type="previous_sample", clip_sample=False)
+@pytest.mark.parametrize("coefficients", ["float64", "float32_cumprod"])
+def test_a_network_that_predicts_the_previous_sample_gives_the_mean_itself(coefficients):
+    options = {"coefficients": coefficients, "clip_sample": False}
+    made = scheduler(4, prediction_type="previous_sample", **options)
     x, output, z = tensors()
     quiet = made.step(output, 20, x, variance_noise=torch.zeros_like(z))
     assert torch.equal(quiet.prev_sample, output)
-    again = scheduler(4, prediction_type="sample", clip_sample=False)
+    again = scheduler(4, prediction_type="sample", **options)
     mean = again.step(quiet.pred_original_sample, 20, x, variance_noise=torch.zeros_like(z)).prev_sample
     assert torch.allclose(mean, output, atol=1e-6)
 

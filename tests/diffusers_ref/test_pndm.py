@@ -98,6 +98,12 @@ def test_the_published_lists_equal_hf(spacing, skip_prk_steps):
         assert evaluations(steps, **options) == theirs.timesteps.tolist()
 
 
+def test_runge_kutta_steps_between_explicit_timesteps_have_their_own_midpoints():
+    made = PNDMScheduler(num_train_timesteps=100)
+    made.set_timesteps(timesteps=[90, 60, 41, 20, 0])
+    assert made.timesteps.tolist() == [90, 75, 75, 60, 60, 50, 50, 41, 41, 30, 30, 20, 20, 0]
+
+
 def test_published_runge_kutta_steps_need_a_next_timestep():
     assert evaluations(1) == [0]
     assert evaluations(2) == [20, 10, 10, 0, 0]
