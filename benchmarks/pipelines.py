@@ -56,7 +56,7 @@ def main() -> None:
     print(f"{'pipeline':<14}{'image':>6}{'batch':>6}{'steps':>6}{'ours, s':>10}{'HF, s':>10}{'ratio':>8}")
     for pipeline, scheduler, network, batch, steps in CASES:
         ours, theirs = build(pipeline, scheduler, network)
-        run = lambda pipe: pipe(batch_size=batch, num_inference_steps=steps, output_type="np")  # noqa: B023, E731
+        run = lambda pipe: pipe(batch_size=batch, num_inference_steps=steps, output_type="np")  # noqa: B023
         times = [(seconds(run, ours), seconds(run, theirs)) for _ in range(options.runs + 1)][1:]
         ratio = statistics.median(a / b for a, b in times)
         ratios.append(ratio)

@@ -178,7 +178,7 @@ def worst(comparisons: Iterable[Comparison]) -> Verdict:
     it bitwise, nor less than that.
     """
     order = list(Verdict)
-    indirect = lambda c: c.level != "output" or c.output.endswith(FLOAT64) or c.output.startswith(TAP)  # noqa: E731
+    indirect = lambda c: c.level != "output" or c.output.endswith(FLOAT64) or c.output.startswith(TAP)
     counted = [c.verdict for c in comparisons if not (indirect(c) and c.verdict.green)]
     return max(counted, key=order.index, default=Verdict.EQUIVALENT)
 

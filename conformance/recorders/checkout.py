@@ -6,11 +6,12 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from unittest.mock import MagicMock
+from typing import Any
+from unittest.mock import MagicMock, patch
 
 from conformance.errors import ConformanceError
 from conformance.fixture import Paper, Reference
@@ -100,6 +101,12 @@ def importing(source: Path, modules: Iterable[str], stubs: Iterable[str] = ()) -
             file = getattr(module, "__file__", None)
             if name not in before and isinstance(file, str) and Path(file).is_relative_to(source):
                 del sys.modules[name]
+
+
+def widened(module: ModuleType, name: str) -> AbstractContextManager[Any]:
+    """For a float64 run: the float32 tensor that `module.name` returns is handed out as float64."""
+    function = getattr(module, name)
+    return patch.object(module, name, lambda *arguments, **options: function(*arguments, **options).double())
 
 
 def _git(source: Path, *arguments: str) -> str:

@@ -49,7 +49,7 @@ def sampler(code: SimpleNamespace, kind: str, steps: int, betas: dict[str, Any],
     def run(network: Callable[..., torch.Tensor], shape: Sequence[int], dtype: torch.dtype) -> Run:
         table = code.util.make_beta_schedule(**betas)
         alphas = np.cumprod(1.0 - table, axis=0)
-        buffer = lambda values: torch.tensor(values, dtype=torch.float32)  # noqa: E731
+        buffer = lambda values: torch.tensor(values, dtype=torch.float32)
         model = SimpleNamespace(
             num_timesteps=len(table),
             device=torch.device("cpu"),
@@ -60,7 +60,7 @@ def sampler(code: SimpleNamespace, kind: str, steps: int, betas: dict[str, Any],
         )
         noise = torch.randn(tuple(shape), dtype=dtype)
         default = torch.get_default_dtype()
-        keep = lambda self, name, value: setattr(self, name, value)  # noqa: E731
+        keep = lambda self, name, value: setattr(self, name, value)
         with patch.object(cls, "register_buffer", keep), redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             torch.set_default_dtype(dtype)
             try:

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import torch
 
 from conformance.network import AnalyticNetwork
-from conformance.recorders.checkout import Original, importing
+from conformance.recorders.checkout import Original, importing, widened
 from conformance.recorders.network_cases import ModelCase, PipelineCase
 from conformance.recorders.networks import TorchNetwork
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
@@ -45,7 +45,7 @@ def original(source: Path) -> Iterator[SimpleNamespace]:
 @contextmanager
 def on_cpu(code: SimpleNamespace, dtype: torch.dtype) -> Iterator[None]:
     """Undo the hard-wired 'cuda', and for the oracle hand the float32 alphas out as float64."""
-    to, compute_alpha = torch.Tensor.to, code.denoising.compute_alpha
+    to = torch.Tensor.to
 
     def to_cpu(tensor: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
         return tensor if arguments[:1] in (("cuda",), ("cpu",)) else to(tensor, *arguments, **options)
@@ -53,8 +53,7 @@ def on_cpu(code: SimpleNamespace, dtype: torch.dtype) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(torch.Tensor, "to", to_cpu))
         if dtype == torch.float64:
-            lifted = lambda beta, t: compute_alpha(beta, t).double()  # noqa: E731
-            stack.enter_context(patch.object(code.denoising, "compute_alpha", lifted))
+            stack.enter_context(widened(code.denoising, "compute_alpha"))
         yield
 
 
@@ -124,12 +123,13 @@ def namespace(data: Any) -> Any:
 
 def network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetwork:
     """The original's `Model`."""
-    embedding = code.models.get_timestep_embedding
-    wide = lambda *arguments: embedding(*arguments).double()  # noqa: E731
-    lift = lambda: patch.object(code.models, "get_timestep_embedding", wide)  # noqa: E731
+    lift = partial(widened, code.models, "get_timestep_embedding")
     channels = config["model"]["ch"]
     return TorchNetwork(
-        lambda: code.models.Model(namespace(config)), lift, "conv_out", lambda t: embedding(t, channels)
+        lambda: code.models.Model(namespace(config)),
+        lift,
+        "conv_out",
+        lambda t: code.models.get_timestep_embedding(t, channels),
     )
 
 

@@ -157,13 +157,13 @@ def check_loop(code: SimpleNamespace) -> None:
     constants = iter([initial, noise])  # noise_fn is called once for x_T and once for the loop's body
 
     def denoise_fn(x: Any, t: Any) -> Any:
-        call = lambda x, t: to_nhwc(network(to_nchw(x), torch.from_numpy(t)))  # noqa: E731
+        call = lambda x, t: to_nhwc(network(to_nchw(x), torch.from_numpy(t)))
         value = tf.numpy_function(call, [x, t], x.dtype)
         value.set_shape(x.shape)
         return value
 
     with tf.Graph().as_default(), tf.Session() as session:
-        noise_fn = lambda **_: tf.constant(to_nhwc(next(constants)))  # noqa: E731
+        noise_fn = lambda **_: tf.constant(to_nhwc(next(constants)))
         loop = build().p_sample_loop(denoise_fn, shape=[2, 4, 2, 3], noise_fn=noise_fn)
         found = to_nchw(session.run(loop))
     if not torch.equal(found, expected):

@@ -8,12 +8,11 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from conformance.network import AnalyticNetwork
-from conformance.recorders.checkout import Original, importing
+from conformance.recorders.checkout import Original, importing, widened
 from conformance.recorders.network_cases import ModelCase, PipelineCase
 from conformance.recorders.networks import IMPROVED_LIFTED, TorchNetwork, lifted_improved
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
@@ -109,8 +108,7 @@ NETWORK_LIFTED = ("get_timestep_embedding: its float32 result is handed to the f
 def ddim_network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetwork:
     """The original's `model.ddim.Model`."""
     embedding = code.network.get_timestep_embedding
-    wide = lambda *arguments: embedding(*arguments).double()  # noqa: E731
-    lift = lambda: patch.object(code.network, "get_timestep_embedding", wide)  # noqa: E731
+    lift = partial(widened, code.network, "get_timestep_embedding")
     model = config["Model"]
     return TorchNetwork(lambda: code.network.Model(None, model), lift, "conv_out", lambda t: embedding(t, model["ch"]))
 
@@ -129,7 +127,7 @@ def improved_network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetw
 def _pipeline(code: SimpleNamespace, method: str, steps: int, config: dict[str, Any]) -> PipelineCase:
     struc, size = config["Model"]["struc"], config["Dataset"]["image_size"]
     schedule = schedule_of(code, method, config["Schedule"], torch.float64)
-    pixels = lambda x: code.runner.inverse_data_transform(config["Dataset"], x)  # noqa: E731
+    pixels = lambda x: code.runner.inverse_data_transform(config["Dataset"], x)
     return PipelineCase(
         name=f"pipeline-{struc.lower()}-{method.lower()}-{steps}",
         title=f"from checkpoint to pixels: {method} on the {struc} network, grid of {steps}",

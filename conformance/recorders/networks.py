@@ -10,6 +10,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+from conformance.recorders.checkout import widened
 from conformance.sketch import sketch
 
 
@@ -127,16 +128,15 @@ IMPROVED_LIFTED = (
 @contextmanager
 def lifted_improved(unet: Any) -> Iterator[None]:
     """Lift the float32 casts of improved-diffusion's network, given its module `unet`, for a float64 run."""
-    narrow, embedding = torch.Tensor.float, unet.timestep_embedding
+    narrow = torch.Tensor.float
 
     def keep_wide(tensor: torch.Tensor) -> torch.Tensor:
         return tensor if tensor.dtype == torch.float64 else narrow(tensor)
 
-    wide = lambda *arguments: embedding(*arguments).double()  # noqa: E731
     inner_dtype = property(lambda self: torch.float64)
     with (
         patch.object(torch.Tensor, "float", keep_wide),
-        patch.object(unet, "timestep_embedding", wide),
+        widened(unet, "timestep_embedding"),
         patch.object(unet.UNetModel, "inner_dtype", inner_dtype),
     ):
         yield

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import patch
 
 import torch
 
 from conformance.network import AnalyticNetwork
-from conformance.recorders.checkout import Original, importing
+from conformance.recorders.checkout import Original, importing, widened
 from conformance.recorders.network_cases import ModelCase, PipelineCase
 from conformance.recorders.networks import IMPROVED_LIFTED, TorchNetwork, lifted_improved
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
@@ -47,11 +46,7 @@ def original(source: Path) -> Iterator[SimpleNamespace]:
 @contextmanager
 def lifted(code: SimpleNamespace, dtype: torch.dtype) -> Iterator[None]:
     """For the oracle: float32 coefficients are handed out as float64."""
-    extract = code.diffusion._extract_into_tensor
-    with ExitStack() as stack:
-        if dtype == torch.float64:
-            wide = lambda *arguments: extract(*arguments).double()  # noqa: E731
-            stack.enter_context(patch.object(code.diffusion, "_extract_into_tensor", wide))
+    with widened(code.diffusion, "_extract_into_tensor") if dtype == torch.float64 else nullcontext():
         yield
 
 

@@ -128,7 +128,7 @@ class SchedulerReplay:
             nonlocal matches
             matches = check.expect(len(self.noises[call])) and matches
 
-        closed = lambda call, sample, t: (sample, self.network(sample, t))  # noqa: E731
+        closed = lambda call, sample, t: (sample, self.network(sample, t))
         seeded = self._run(torch.float32, closed, generator=check.generator, after=after)
         own = draws_by_call(self.tape.draws, drawn_here(self.tape.seed, self.tape.draws), len(self.noises))
         return seeded, self._run(torch.float32, closed, noises=own), matches
