@@ -44,7 +44,7 @@ class AnalyticNetwork:
         return asdict(self)
 
     def __call__(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
-        times = tuple(torch.as_tensor(t).to(torch.float64).reshape(-1).tolist()) if torch.is_tensor(t) else (float(t),)
+        times = tuple(t.to(torch.float64).reshape(-1).tolist()) if torch.is_tensor(t) else (float(t),)
         at = _at(times, self.num_train_timesteps, self.time_scale, tuple(x.shape[1:]), x.dtype, x.device)
         mean_x0 = (at.a_variance * x + at.b2_mu * torch.tanh(at.a_mu * x / at.spread)) / at.spread
         epsilon = (x - at.a * mean_x0) / at.b

@@ -24,6 +24,7 @@ from conformance.recorders.scheduler_case import FLOAT64_TOLERANCE, MAX_FLOOR, N
 from conformance.tape import INITIAL, recorded_draws, replayed_draws
 from conformance.weights import synthetic_input, synthetic_state
 
+MAX_SATURATED = 0.5  # of a pipeline's pixels
 STORED_IN_FULL = 10_000  # numbers of an input or output; a larger network's are generated, or only sketched
 FLOAT32_PARTS = ("the sinusoidal timestep embedding (stored as a table)",)
 
@@ -137,7 +138,7 @@ class PipelineCase:
         """Run the original and assemble the fixture.
 
         Raises:
-            ConformanceError: the run is ill conditioned, not repeatable, or leaves the range of images.
+            ConformanceError: the run is ill conditioned, not repeatable, or leaves most pixels saturated.
         """
         network, overrides, r2 = self._fitted()
         shape = (self.batch, *self.shape)
@@ -191,6 +192,9 @@ class PipelineCase:
             "saturated_pixels": float(((images <= 0) | (images >= 1)).double().mean()),
             "largest_value": float(sample.abs().max()),
         }
+        if information["saturated_pixels"] > MAX_SATURATED:
+            share = information["saturated_pixels"]
+            raise ConformanceError(f"{self.name}: {share:.0%} of the pixels are saturated: it cannot show an error")
         subject = Subject(
             cls=self.cls,
             config=self.config,

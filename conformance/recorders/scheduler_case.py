@@ -63,7 +63,6 @@ class SchedulerCase:
     seed: int = 0
     changes: Sequence[str] = ()
     lifted: Sequence[str] = ()
-    max_floor: float = MAX_FLOOR
     tables: bool = True
     tier: str = "default"
 
@@ -153,7 +152,7 @@ def record_scheduler_case(
         "step.f64": step64,
         "step.floor": floors([sample, *(trajectory for trajectory, _ in forced)], step64),
     }
-    names = {"step": "step", "sample": "step"}
+    names = ["step", "sample"]
     if y32.pred_original_sample is not None:
         assert forced64.pred_original_sample is not None
         tensors["pred_original_sample"] = torch.stack(y32.pred_original_sample)
@@ -161,7 +160,7 @@ def record_scheduler_case(
         runs = [y32.pred_original_sample, *(run.pred_original_sample for _, run in forced)]
         stacked = [torch.stack(run) for run in runs if run is not None]
         tensors["pred_original_sample.floor"] = floors(stacked, tensors["pred_original_sample.f64"])
-        names["pred_original_sample"] = "step"
+        names.append("pred_original_sample")
     tables = y32.tables if case.tables else {}
     tensors.update({f"table.{name}": table for name, table in tables.items()})
 
@@ -173,8 +172,8 @@ def record_scheduler_case(
         *(Output(name, "table", 0.0, 0.0) for name in tables),
         *(Output(name, "step", *map(float, tensors[f"{name}.floor"].amax(0))) for name in names),
     ]
-    if (floor := max(output.noise_floor for output in declared)) > case.max_floor:
-        raise ConformanceError(f"{case.name}: noise floor {floor:.2g} is above {case.max_floor:.2g}: ill conditioned")
+    if (floor := max(output.noise_floor for output in declared)) > MAX_FLOOR:
+        raise ConformanceError(f"{case.name}: noise floor {floor:.2g} is above {MAX_FLOOR:.2g}: ill conditioned")
     if (effect := information["time_shift_effect"]) < 10 * floor:
         raise ConformanceError(
             f"{case.name}: one step in time moves the result by {effect:.2g} only: it cannot show an error"
