@@ -14,7 +14,7 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -68,6 +68,7 @@ class Comparison:
         detail: what was found there.
         level: "table" for what belongs to the definition, which explains a divergence rather than being one;
             "times" for the network's times; else "output".
+        observed: what the implementation computed, on the CPU.
     """
 
     output: str
@@ -78,6 +79,7 @@ class Comparison:
     step: int | None = None
     detail: str = ""
     level: str = "output"
+    observed: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
 def compare_steps(
@@ -96,9 +98,9 @@ def compare_steps(
         y64: (n, ...) the oracle.
         floors: (n, 2) norm-wise and element-wise noise floors.
     """
+    observed = observed.detach().to("cpu")
     if mismatch := _other_shape(output, observed, y64):
         return mismatch
-    observed = observed.detach().to("cpu")
     bitwise = y32 is not None and _same_bits(observed, y32)
     norm, element = relative_errors(observed, y64)
     floors = floors.clamp_min(ONE_ULP) * policy.floor_scale
@@ -108,17 +110,16 @@ def compare_steps(
     figures = (float(rho[worst]), float(norm.max()), float(floors[worst, 0])) if len(rho) else (0.0, 0.0, 0.0)
     if len(failing):
         first = int(failing[0])
-        return Comparison(
-            output, Verdict.DIVERGENT, *figures, first, _describe(observed[first], y64[first], rho[first])
-        )
-    return Comparison(output, Verdict.BITWISE if bitwise else Verdict.EQUIVALENT, *figures)
+        detail = _describe(observed[first], y64[first], rho[first])
+        return Comparison(output, Verdict.DIVERGENT, *figures, first, detail, observed=observed)
+    return Comparison(output, Verdict.BITWISE if bitwise else Verdict.EQUIVALENT, *figures, observed=observed)
 
 
 def compare_float64(output: str, observed: torch.Tensor, y64: torch.Tensor, tolerance: float) -> Comparison:
     """Compare a float64 trajectory (n, ...) with the oracle: every row within `tolerance`, by norm and by element."""
+    observed = observed.detach().to("cpu")
     if mismatch := _other_shape(output, observed, y64):
         return mismatch
-    observed = observed.detach().to("cpu")
     norm, element = relative_errors(observed, y64)
     error = torch.maximum(norm, element)
     failing = torch.nonzero(~(error <= tolerance)).reshape(-1)
@@ -126,8 +127,9 @@ def compare_float64(output: str, observed: torch.Tensor, y64: torch.Tensor, tole
     if len(failing):
         first = int(failing[0])
         detail = _describe(observed[first], y64[first], None)
-        return Comparison(output, Verdict.DIVERGENT, largest / tolerance, largest, tolerance, first, detail)
-    return Comparison(output, Verdict.EQUIVALENT, 0.0, largest, tolerance)
+        ratio = largest / tolerance
+        return Comparison(output, Verdict.DIVERGENT, ratio, largest, tolerance, first, detail, observed=observed)
+    return Comparison(output, Verdict.EQUIVALENT, 0.0, largest, tolerance, observed=observed)
 
 
 def compare_exactly(output: str, observed: torch.Tensor, recorded: torch.Tensor) -> Comparison:
@@ -141,16 +143,16 @@ def compare_exactly(output: str, observed: torch.Tensor, recorded: torch.Tensor)
         a, b = (tensor.reshape(-1)[:common].to(torch.float64) for tensor in (observed, recorded))
         differing = torch.nonzero(a != b).reshape(-1)
         first = int(differing[0]) if len(differing) else common
-        return Comparison(output, Verdict.DIVERGENT, math.inf, math.inf, step=first, detail=detail)
+        return Comparison(output, Verdict.DIVERGENT, math.inf, math.inf, step=first, detail=detail, observed=observed)
     a, b = observed.to(torch.float64), recorded.to(torch.float64)
     differing = torch.nonzero(((a != b) & ~(a.isnan() & b.isnan())).reshape(-1)).reshape(-1)
     if not len(differing):
-        return Comparison(output, Verdict.BITWISE)
+        return Comparison(output, Verdict.BITWISE, observed=observed)
     first = int(differing[0])
     error = float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
     values = f"{a.reshape(-1)[first].item()!r} instead of {b.reshape(-1)[first].item()!r}"
     detail = f"{len(differing)} of {a.numel()} entries differ, first [{first}]: {values}"
-    return Comparison(output, Verdict.DIVERGENT, math.inf, error, step=first, detail=detail)
+    return Comparison(output, Verdict.DIVERGENT, math.inf, error, step=first, detail=detail, observed=observed)
 
 
 def relative_errors(observed: torch.Tensor, exact: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -187,7 +189,7 @@ def _other_shape(output: str, observed: torch.Tensor, exact: torch.Tensor) -> Co
     if tuple(observed.shape) == tuple(exact.shape):
         return None
     detail = f"shape {tuple(observed.shape)}, the original's is {tuple(exact.shape)}"
-    return Comparison(output, Verdict.DIVERGENT, math.inf, math.inf, step=0, detail=detail)
+    return Comparison(output, Verdict.DIVERGENT, math.inf, math.inf, step=0, detail=detail, observed=observed)
 
 
 def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
