@@ -1,0 +1,236 @@
+"""Driving any scheduler class through the common API: `set_timesteps`, `scale_model_input`, `step`, `add_noise`.
+
+A check needs networks whose answer is known. What a scheduler means by its model output follows from its forward
+process and its prediction type; the forward process is read off `add_noise` (or `scale_noise`) itself, so the driver
+knows nothing about any algorithm: x_t = a·x_0 + b·noise, with a and b found by adding noise to ones and to zeros.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from conformance.contracts.result import NotApplicable
+from conformance.contracts.scheduler.options import option_values
+
+SHAPE = (2, 3, 4, 2)  # (B, C, H, W): no two sizes alike but the batch and the width, so that a wrong axis shows
+CORE = ("model_output", "timestep", "sample")
+LEARNED = ("learned", "learned_range")
+
+DataPrediction = Callable[[torch.Tensor, float, float], torch.Tensor]
+"""x0(x, a, b): what the network believes x_0 to be, given x = a·x_0 + b·noise."""
+
+
+@dataclass
+class Trajectory:
+    """A run: x before each evaluation, the network's output there, and what `step` returned.
+
+    samples[k] is x after evaluation k; x0[k] the scheduler's own prediction of x_0, if it reports one.
+    """
+
+    times: list[float] = field(default_factory=list)
+    inputs: list[torch.Tensor] = field(default_factory=list)
+    outputs: list[torch.Tensor] = field(default_factory=list)
+    samples: list[torch.Tensor] = field(default_factory=list)
+    x0: list[torch.Tensor | None] = field(default_factory=list)
+
+    @property
+    def final(self) -> torch.Tensor:
+        return self.samples[-1]
+
+
+class SchedulerUnderTest:
+    """A scheduler class, or an instance whose configuration every check starts from.
+
+    Attributes:
+        name: of the class.
+        cls: the class.
+        base: options that were given explicitly (those of the instance's config; empty for a class).
+        options: option -> values to try, the default (or the instance's value) first.
+    """
+
+    def __init__(self, subject: Any) -> None:
+        self.cls: type = subject if isinstance(subject, type) else type(subject)
+        self.name = self.cls.__name__
+        missing = [name for name in ("set_timesteps", "step") if not callable(getattr(self.cls, name, None))]
+        if missing:
+            raise TypeError(f"{self.name} is no scheduler: it has no {' and no '.join(missing)}")
+        self.base: dict[str, Any] = {}
+        if not isinstance(subject, type):
+            allowed = inspect.signature(self.cls.__init__).parameters  # type: ignore[misc]
+            self.base = {name: value for name, value in dict(subject.config).items() if name in allowed}
+        values = option_values(self.cls)
+        self.options = {
+            name: (self.base[name], *(v for v in tried if v != self.base[name])) if name in self.base else tried
+            for name, tried in values.items()
+        }
+
+    # --- making ------------------------------------------------------------------------------------------------------
+
+    def make(self, **config: Any) -> Any:
+        """A fresh scheduler with the base configuration and these options."""
+        return self.cls(**{**self.base, **config})
+
+    def prepared(self, steps: int, **config: Any) -> Any:
+        """A fresh scheduler after `set_timesteps(steps)`."""
+        scheduler = self.make(**config)
+        scheduler.set_timesteps(steps)
+        return scheduler
+
+    def require_common_step(self) -> None:
+        """Raises NotApplicable if `step` needs more than a model output, a timestep and a sample."""
+        parameters = inspect.signature(self.cls.step).parameters  # type: ignore[attr-defined]
+        needed = [
+            name
+            for name, p in parameters.items()
+            if name != "self" and p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        ]
+        others = [name for name in needed if name not in CORE]
+        if others or any(name not in parameters for name in CORE):
+            raise NotApplicable(f"step({', '.join(needed)}) is not the common step(model_output, timestep, sample)")
+
+    def takes(self, method: str, argument: str) -> bool:
+        """Whether a method has an argument of this name."""
+        function = getattr(self.cls, method, None)
+        return function is not None and argument in inspect.signature(function).parameters
+
+    # --- the forward process -----------------------------------------------------------------------------------------
+
+    def levels(self, scheduler: Any, timestep: Any) -> tuple[float, float]:
+        """(a, b) of x_t = a·x_0 + b·noise at an entry of `timesteps`, as the scheduler's own forward process has it.
+
+        Raises NotApplicable for a scheduler without one.
+        """
+        one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        return (
+            float(self.add_noise(scheduler, one, zero, timestep)),
+            float(self.add_noise(scheduler, zero, one, timestep)),
+        )
+
+    def add_noise(self, scheduler: Any, x0: torch.Tensor, noise: torch.Tensor, timestep: Any) -> torch.Tensor:
+        """x_t at one entry of `timesteps`, for the whole batch. Raises NotApplicable for a scheduler without one."""
+        times = torch.as_tensor(timestep).reshape(1).expand(len(x0)).clone()
+        if hasattr(scheduler, "add_noise"):
+            return scheduler.add_noise(x0, noise, times)
+        if hasattr(scheduler, "scale_noise"):
+            return scheduler.scale_noise(x0, times, noise)
+        raise NotApplicable(f"{self.name} has neither add_noise nor scale_noise")
+
+    # --- networks with a known answer --------------------------------------------------------------------------------
+
+    def output_for(self, scheduler: Any, x: torch.Tensor, x0: torch.Tensor, timestep: Any) -> torch.Tensor:
+        """The network output by which the scheduler must understand that x_0 is `x0`, at x and an entry of `timesteps`.
+
+        Raises NotApplicable for a prediction type that the driver does not know.
+        """
+        a, b = self.levels(scheduler, timestep)
+        noise = (x - a * x0) / b
+        config = scheduler.config
+        kind = config.get("prediction_type", None)
+        if hasattr(scheduler, "precondition_outputs"):
+            output = self._before_preconditioning(scheduler, x, x0, b)
+        elif kind == "flow_prediction" or (kind is None and hasattr(scheduler, "scale_noise")):
+            output = noise - x0
+        elif kind in (None, "epsilon"):
+            output = noise
+        elif kind == "sample":
+            output = x0
+        elif kind == "v_prediction":
+            scale = (a * a + b * b) ** 0.5  # 1 for variance-preserving processes; σ-space samples are scaled to that
+            output = (a * noise - b * x0) / scale
+        else:
+            raise NotApplicable(f"no network with a known answer for prediction_type={kind!r}")
+        if config.get("variance_type") in LEARNED:
+            output = torch.cat(
+                [output, 0.3 * torch.sin(3 * x + a) - (2.0 if config["variance_type"] == "learned" else 0)], 1
+            )
+        return output
+
+    def _before_preconditioning(self, scheduler: Any, x: torch.Tensor, x0: torch.Tensor, sigma: float) -> torch.Tensor:
+        """EDM: the network's raw output F with c_skip·x + c_out·F = x_0, by solving the affine map for F."""
+        level = torch.tensor(sigma, dtype=x.dtype)
+        at_zero = scheduler.precondition_outputs(x, torch.zeros_like(x), level)
+        slope = scheduler.precondition_outputs(x, torch.ones_like(x), level) - at_zero
+        return (x0 - at_zero) / slope
+
+    # --- running -----------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        scheduler: Any,
+        x: torch.Tensor,
+        prediction: DataPrediction,
+        *,
+        generator: Any = None,
+        begin: int = 0,
+        stop: int | None = None,
+        step_options: dict[str, Any] | None = None,
+        after: Callable[[int, torch.Tensor], None] = lambda index, sample: None,
+    ) -> Trajectory:
+        """The sampling loop from entry `begin` of `timesteps` to before `stop`, with a network that believes
+        `prediction`.
+
+        Args:
+            x: (B, C, H, W) the sample at entry `begin`, in the scheduler's own scaling.
+            generator: handed to `step` where it takes one.
+            after: called with the index and the new sample after each evaluation.
+        """
+        self.require_common_step()
+        options = dict(step_options or {})
+        if generator is not None and self.takes("step", "generator"):
+            options["generator"] = generator
+        trajectory = Trajectory()
+        for index, t in list(enumerate(scheduler.timesteps))[begin:stop]:
+            if hasattr(scheduler, "scale_model_input"):
+                scheduler.scale_model_input(x, t)
+            a, b = self.levels(scheduler, t)
+            output = self.output_for(scheduler, x, prediction(x, a, b), t).to(x.dtype)
+            result = scheduler.step(output, t, x, **options)
+            trajectory.times.append(float(t))
+            trajectory.inputs.append(x)
+            trajectory.outputs.append(output)
+            x = result[0] if isinstance(result, tuple) else result.prev_sample
+            trajectory.samples.append(x)
+            trajectory.x0.append(getattr(result, "pred_original_sample", None))
+            after(index, x)
+        return trajectory
+
+    def start(
+        self, scheduler: Any, seed: int, shape: Sequence[int] = SHAPE, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """x_T: init_noise_sigma times standard normal numbers, the same in every dtype but for rounding."""
+        noise = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        return (noise * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
+
+
+def always(x0: torch.Tensor) -> DataPrediction:
+    """A network that knows x_0."""
+    return lambda x, a, b: x0.to(x.dtype)
+
+
+def mixture(seed: int = 0, std: float = 0.25) -> DataPrediction:
+    """A live nonlinear network: E[x_0 | x] for data ±μ + std·n per pixel, with a pattern μ that `seed` chooses.
+
+    x_0 stays within about ±1.
+    """
+
+    def predict(x: torch.Tensor, a: float, b: float) -> torch.Tensor:
+        count = x[0].numel()
+        wave = torch.arange(count, dtype=torch.float64) * 1.7 + 0.3 + seed
+        mu = ((0.65 + 0.3 * torch.sin(wave)) * torch.where(torch.arange(count) % 3 < 2, 1.0, -1.0)).reshape(x[0].shape)
+        mu = mu.to(x)
+        spread = a * a * std * std + b * b
+        return (a * std * std * x + b * b * mu * torch.tanh(a * mu * x / spread)) / spread
+
+    return predict
+
+
+def generators(seed: int, count: int | None = None) -> Any:
+    """One CPU generator, or `count` of them with seeds seed, seed + 1, …"""
+    if count is None:
+        return torch.Generator("cpu").manual_seed(seed)
+    return [torch.Generator("cpu").manual_seed(seed + index) for index in range(count)]
