@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from diffusers_ref.version import __version__
+__version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from conformance.contracts.checks import check_model, check_pipeline, check_scheduler, parametrize_with_checks
