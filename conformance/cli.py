@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import typer
 
+from conformance.commands.check import check
 from conformance.commands.explain import explain
 from conformance.commands.list_cases import list_cases
 from conformance.commands.record import record
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 app.command("list")(list_cases)
 app.command()(run)
+app.command()(check)
 app.command()(record)
 app.command()(explain)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -45,8 +46,12 @@ class CheckResult:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as JSON data."""
-        return {**asdict(self), "status": self.status.value, "index": list(self.index) if self.index else None}
+        """The result as JSON data; figures that are not finite become null."""
+        data = asdict(self)
+        for name in ("max_abs", "max_rel", "max_ulp"):
+            if data[name] is not None and not math.isfinite(data[name]):
+                data[name] = None
+        return {**data, "status": self.status.value, "index": list(self.index) if self.index else None}
 
 
 class Violation(AssertionError):  # noqa: N818 - what a contract raises is no malfunction

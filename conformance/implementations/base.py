@@ -16,6 +16,7 @@ import torch
 
 from conformance.errors import Unsupported
 from conformance.fixture import Subject
+from conformance.implementations.subjects import Subjects
 
 
 class Scheduler(Protocol):
@@ -32,6 +33,10 @@ class Implementation:
 
     name = "?"
     version = "?"
+
+    def subjects(self) -> Subjects:
+        """What contracts are held against, by name."""
+        return {}
 
     def scheduler(self, subject: Subject) -> Scheduler:
         """A fresh scheduler for the subject, before `set_timesteps`."""

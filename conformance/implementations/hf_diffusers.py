@@ -20,10 +20,17 @@ from conformance.errors import ConformanceError, Unsupported
 from conformance.fixture import Subject
 from conformance.implementations.base import Implementation, Scheduler
 from conformance.implementations.reference import ReferenceImplementation
+from conformance.implementations.subjects import Subjects, image_subjects, scheduler_subjects
 
 # Closest published option for an original's grid.
 SPACINGS = {"ddim_uniform": "leading", "ddim_quad": "leading", "improved_diffusion": "linspace"}
 NO_RESAMPLING = {"downsample_type": "avg_pool", "upsample_type": "nearest"}
+NEEDED_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "AmusedScheduler": {"mask_token_id": 7},
+    "RFD4ProteinaScheduler": {"schedule_mode": "log", "noise_mode": "tan", "tsr_k": 1.0, "tsr_sigma": 1.0},
+    "VQDiffusionScheduler": {"num_vec_classes": 8},
+}
+"""Constructor arguments without a default, of scheduler classes that contracts are held against."""
 MISSING_SOLVERS = {"s_pndm": "no S-PNDM in diffusers"}
 
 
@@ -41,6 +48,10 @@ class DiffusersImplementation(Implementation):
         self._library = diffusers
         self.version = diffusers.__version__
         self._reference = ReferenceImplementation()
+
+    def subjects(self) -> Subjects:
+        names = [name for name in dir(self._library) if name.endswith("Scheduler")]
+        return scheduler_subjects(self._library, names, NEEDED_ARGUMENTS) | image_subjects(self._library)
 
     def scheduler(self, subject: Subject) -> Scheduler:
         cls = getattr(self._library, subject.cls, None)

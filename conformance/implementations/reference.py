@@ -12,6 +12,7 @@ import torch
 from conformance.errors import Unsupported
 from conformance.fixture import Subject
 from conformance.implementations.base import Implementation, Scheduler
+from conformance.implementations.subjects import Subjects, image_subjects, scheduler_subjects
 
 
 class ReferenceImplementation(Implementation):
@@ -30,6 +31,12 @@ class ReferenceImplementation(Implementation):
             return getattr(self._library, name)
         except AttributeError:
             raise Unsupported(f"diffusers_ref has no {name}") from None
+
+    def subjects(self) -> Subjects:
+        from diffusers_ref.registry import CLASSES
+
+        schedulers = scheduler_subjects(self._library, CLASSES["scheduler_config.json"], {})
+        return schedulers | image_subjects(self._library)
 
     def scheduler(self, subject: Subject) -> Scheduler:
         return self._class(subject.cls).from_config(subject.config)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from conformance.report.files import write_atomically
 
 SCHEMA = 1
 RUN_KEYS = ("implementation", "version")
@@ -32,6 +33,4 @@ def write_json_report(path: Path, results: list[dict[str, Any]], device: str, dt
         "dtype": dtype,
         "cases": [{key: value for key, value in result.items() if key not in RUN_KEYS} for result in results],
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, json.dumps(report, indent=1, allow_nan=False) + "\n")

@@ -1,0 +1,48 @@
+"""`conformance check`: hold the contracts against an implementation's classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from conformance.commands import guarded
+
+
+@guarded
+def check(
+    implementation: Annotated[
+        str, typer.Argument(help="diffusers_ref, diffusers, path/to/file.py:Class or package.module:Class.")
+    ] = "diffusers_ref",
+    only: Annotated[list[str] | None, typer.Option(help="Class names or patterns (repeatable).")] = None,
+    workers: Annotated[int, typer.Option("-n", min=1, help="Processes.")] = 1,
+    seed: Annotated[int | None, typer.Option(help="Search at random from this seed; fixed examples without.")] = None,
+    scale: Annotated[float, typer.Option(min=0.01, help="Multiplies the number of examples.")] = 1.0,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the table of findings as Markdown.")] = None,
+) -> None:
+    """Hold the contracts against schedulers, networks and pipelines; a table of findings."""
+    from concurrent.futures import ProcessPoolExecutor
+    from functools import partial
+    from multiprocessing import get_context
+
+    from conformance.contracts.contract import Profile
+    from conformance.contracts.holding import hold_all, subject_names
+    from conformance.contracts.result import Status
+    from conformance.report.findings import print_findings, write_json, write_markdown
+
+    names = subject_names(implementation, only or ())
+    hold = partial(hold_all, implementation, profile=Profile(scale, seed))
+    if workers == 1:
+        by_class = {name: hold(name) for name in names}
+    else:
+        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+            by_class = dict(zip(names, pool.map(hold, names), strict=True))
+    print_findings(implementation, by_class)
+    if report is not None:
+        write_json(report, implementation, by_class)
+    if markdown is not None:
+        write_markdown(markdown, implementation, by_class)
+    failed = any(result.status is Status.FAILED for results in by_class.values() for result in results)
+    raise typer.Exit(1 if failed else 0)

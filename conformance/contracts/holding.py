@@ -1,0 +1,48 @@
+"""Holding contracts by name: what is held against what, and one pair at a time, for runs in several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from typing import Any
+
+from conformance.contracts.checks import contracts_for
+from conformance.contracts.contract import Contract, Profile
+from conformance.contracts.result import CheckResult, Status
+from conformance.errors import ConformanceError
+from conformance.implementations import open_implementation
+
+
+def subject_names(implementation: str, patterns: Sequence[str] = ()) -> list[str]:
+    """The implementation's subjects of contracts that match one of the shell patterns; all without one.
+
+    Raises:
+        ConformanceError: a pattern matches none.
+    """
+    names = list(open_implementation(implementation).subjects())
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConformanceError(f"{implementation} has no class {pattern!r} to check; it has: {', '.join(names)}")
+    return [name for name in names if not patterns or any(fnmatchcase(name, pattern) for pattern in patterns)]
+
+
+@lru_cache(maxsize=128)
+def contracts_of(implementation: str, subject: str) -> tuple[Any, Sequence[Contract], str]:
+    """The subject, its contracts, and why it cannot be checked ("" if it can).
+
+    A class that cannot even be made is no crash of the harness: it has no contracts, and the reason is reported.
+    """
+    make = open_implementation(implementation).subjects()[subject]
+    try:
+        return *contracts_for(make()), ""
+    except Exception as error:  # noqa: BLE001
+        return None, (), f"{type(error).__name__}: {str(error).strip()}"
+
+
+def hold_all(implementation: str, subject: str, profile: Profile | None = None) -> list[CheckResult]:
+    """Every contract of the subject's kind, held against it."""
+    made, contracts, problem = contracts_of(implementation, subject)
+    if problem:
+        return [CheckResult("can_be_made", subject, Status.NOT_APPLICABLE, problem)]
+    return [contract.hold(made, profile) for contract in contracts]

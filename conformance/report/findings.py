@@ -1,0 +1,77 @@
+"""What contracts found: a table of classes, and every finding with its smallest example."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from conformance.contracts.result import CheckResult, Status
+from conformance.report.console import open_console, plain
+from conformance.report.files import write_atomically
+
+Findings = Mapping[str, Sequence[CheckResult]]
+"""Class name -> one result per contract."""
+
+
+def print_findings(implementation: str, by_class: Findings) -> None:
+    """Print a line per class, every finding below, and the totals."""
+    console = open_console()
+    table = Table(box=None, pad_edge=False)
+    for name in ("class", "passed", "failed", "not applicable", "seconds"):
+        table.add_column(name, justify="left" if name == "class" else "right", no_wrap=True)
+    for name, results in by_class.items():
+        count = Counter(result.status for result in results)
+        failed = f"[red]{count[Status.FAILED]}[/]" if count[Status.FAILED] else "0"
+        seconds = f"{sum(result.seconds for result in results):.1f}"
+        table.add_row(plain(name), str(count[Status.PASSED]), failed, str(count[Status.NOT_APPLICABLE]), seconds)
+    console.print(table)
+    for result in failures(by_class):
+        console.print(f"[red]{plain(result.subject)}, {result.name}[/]: {plain(told(result))}", soft_wrap=True)
+    for name, results in by_class.items():
+        reasons = Counter(result.reason for result in results if result.status is Status.NOT_APPLICABLE)
+        for reason, times in reasons.items():
+            console.print(f"{plain(name)}: {times} not applicable: {plain(reason)}", style="magenta", soft_wrap=True)
+    console.print(summary(implementation, by_class), soft_wrap=True)
+
+
+def write_markdown(path: Path, implementation: str, by_class: Findings) -> None:
+    """Write the same as a Markdown page, atomically."""
+    lines = [summary(implementation, by_class), "", "| class | passed | failed | not applicable |", "|---|--:|--:|--:|"]
+    for name, results in by_class.items():
+        count = Counter(result.status for result in results)
+        lines.append(f"| `{name}` | {count[Status.PASSED]} | {count[Status.FAILED]} | {count[Status.NOT_APPLICABLE]} |")
+    lines += ["", "| class | contract | finding | smallest example |", "|---|---|---|---|"]
+    for result in failures(by_class):
+        cells = (f"`{result.subject}`", f"`{result.name}`", result.reason, f"`{result.example}`" * bool(result.example))
+        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+    write_atomically(path, "\n".join(lines) + "\n")
+
+
+def write_json(path: Path, implementation: str, by_class: Findings) -> None:
+    """Write every result as JSON, atomically; figures that are not finite become null."""
+    results = [result.to_dict() for results in by_class.values() for result in results]
+    write_atomically(
+        path, json.dumps({"schema": 1, "implementation": implementation, "checks": results}, indent=1) + "\n"
+    )
+
+
+def failures(by_class: Findings) -> list[CheckResult]:
+    return [result for results in by_class.values() for result in results if result.status is Status.FAILED]
+
+
+def told(result: CheckResult) -> str:
+    """A finding in one line: reason, step, smallest example."""
+    step = "" if result.step is None else f" (step {result.step})"
+    return f"{result.reason}{step}{f' [{result.example}]' if result.example else ''}"
+
+
+def summary(implementation: str, by_class: Findings) -> str:
+    count = Counter(result.status for results in by_class.values() for result in results)
+    checks = (
+        f"{count[Status.PASSED]} passed, {count[Status.FAILED]} failed, {count[Status.NOT_APPLICABLE]} not applicable"
+    )
+    return f"{sum(count.values())} checks on {len(by_class)} classes of {implementation}: {checks}"
