@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import typer
 
+from conformance.commands.audit import audit
 from conformance.commands.check import check
 from conformance.commands.explain import explain
+from conformance.commands.gate import gate
 from conformance.commands.list_cases import list_cases
+from conformance.commands.new import new
 from conformance.commands.record import record
 from conformance.commands.run import run
+from conformance.commands.verify import verify
 
 app = typer.Typer(
     name="conformance",
@@ -23,8 +27,12 @@ app = typer.Typer(
 app.command("list")(list_cases)
 app.command()(run)
 app.command()(check)
+app.command()(verify)
+app.command()(new)
 app.command()(record)
 app.command()(explain)
+app.command()(gate)
+app.command()(audit)
 
 
 def main() -> None:

@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from conformance.ulp import ulp_distance
+
 ONE_ULP = 2.0**-24
 FLOAT64 = ".f64"  # suffix of the oracle's tensors, and of comparisons with it
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -203,7 +205,8 @@ def _describe(observed: torch.Tensor, exact: torch.Tensor, rho: torch.Tensor | N
     at = int(gap.argmax())
     ratio = "" if rho is None else f", ρ = {float(rho):.3g}"
     values = f"{s[at].item():.9g} instead of {y[at].item():.9g}"
-    return f"largest difference {gap[at].item():.3g} at element {at}: {values}{ratio}"
+    apart = ulp_distance(observed.reshape(-1)[at : at + 1], exact.reshape(-1)[at : at + 1].to(observed.dtype))
+    return f"largest difference {gap[at].item():.3g} at element {at}: {values}{ratio}, {apart:.0f} ulp"
 
 
 def _short(tensor: torch.Tensor) -> str:

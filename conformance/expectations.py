@@ -72,6 +72,13 @@ def read_expectations(path: Path) -> list[Expectation]:
     return [_entry(path, number, entry) for number, entry in enumerate(data.get("expect", []), start=1)]
 
 
+def applicable(
+    expectations: Iterable[Expectation], implementation: str, version: str, device: str
+) -> list[Expectation]:
+    """The entries whose conditions hold for a run."""
+    return [entry for entry in expectations if entry.applies(implementation, version, device)]
+
+
 def stale(expectations: Sequence[Expectation], verdicts: Iterable[tuple[str, str]]) -> list[str]:
     """Complaints about entries that matched nothing, or whose cases all pass, from (case, verdict) pairs."""
     seen = list(verdicts)

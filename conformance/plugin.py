@@ -113,12 +113,12 @@ def replay_fixture(
 
 def applicable_expectations(config: pytest.Config, version: str) -> list[Expectation]:
     """Entries of the expectations file whose conditions hold for this run."""
-    from conformance.expectations import read_expectations
+    from conformance.expectations import applicable, read_expectations
 
     if config.getoption("expectations") is None:
         return []
     run = config.getoption("implementation"), version, config.getoption("device")
-    return [entry for entry in read_expectations(Path(config.getoption("expectations"))) if entry.applies(*run)]
+    return applicable(read_expectations(Path(config.getoption("expectations"))), *run)
 
 
 class Summary:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,16 +38,20 @@ RENAMED_TRANSFORMERS_CLASSES = {
 _PIL_BACKEND = "Pil"
 
 
-def find_class(library: str, class_name: str) -> Any:
+def find_class(library: str, class_name: str, pipeline_class: type | None = None) -> Any:
     """The class that `[library, class_name]` means in model_index.json. Raises ConfigError.
 
     library: "diffusers", "diffusers_ref", "transformers", or a folder of diffusers_ref/pipelines; no other is imported.
+    pipeline_class: whose component it is; a class of an unknown library is looked up in the file that defines this one.
     """
     if library == "transformers":
         return _find_transformers_class(class_name)
     module = registry.MODULE_OF_CLASS.get(class_name)
     folders = sorted({each.split(".")[2] for each in registry.CLASSES["model_index.json"].values()})
     if library not in (*OWN_LIBRARIES, *folders):
+        beside = getattr(sys.modules.get(pipeline_class.__module__), class_name, None) if pipeline_class else None
+        if isinstance(beside, type) and pipeline_class and beside.__module__ == pipeline_class.__module__:
+            return beside
         raise ConfigError(
             f"{library!r}, the library of {class_name}, is unknown; allowed: "
             f"{', '.join([*OWN_LIBRARIES, 'transformers', *folders])}. "
@@ -139,7 +144,10 @@ class ComponentFiles:
 
 
 def plan_components(
-    source: Source, entries: Mapping[str, tuple[str | None, str | None]], variant: str | None
+    source: Source,
+    entries: Mapping[str, tuple[str | None, str | None]],
+    variant: str | None,
+    pipeline_class: type | None = None,
 ) -> dict[str, ComponentFiles | None]:
     """Find class and files of every entry of model_index.json; None where the entry says that there is no component.
 
@@ -148,7 +156,7 @@ def plan_components(
     plans = {
         name: None
         if library is None or cls is None
-        else ComponentFiles(source, name, find_class(library, cls), variant)
+        else ComponentFiles(source, name, find_class(library, cls, pipeline_class), variant)
         for name, (library, cls) in entries.items()
     }
     if variant and not any(plan and plan.variant for plan in plans.values()):

@@ -148,7 +148,7 @@ class DiffusionPipeline(ConfigMixin):
 
         arguments = pipeline_class._constructor_arguments(index, overrides, str(source))
         entries = {name: value for name, value in arguments.items() if name not in overrides and is_entry(value)}
-        plans = plan_components(source, entries, variant)
+        plans = plan_components(source, entries, variant, pipeline_class)
         folder = source.fetch(name for plan in plans.values() if plan for name in plan.wanted)
         for name, plan in plans.items():
             arguments[name] = plan.load(folder, torch_dtype) if plan else None

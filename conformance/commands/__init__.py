@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,9 @@ from conformance.errors import ConformanceError
 Select = Annotated[list[str] | None, typer.Argument(help="Systems or case patterns, such as ddim or 'ddim/*quad*'.")]
 Implementation = Annotated[
     str, typer.Option(help="diffusers_ref, diffusers, path/to/file.py:Class or package.module:Class.")
+]
+Pythonpath = Annotated[
+    Path | None, typer.Option(help="Folder to import the implementation from, such as a checkout's src.")
 ]
 Device = Annotated[str, typer.Option(help="Torch device.")]
 Dtype = Annotated[str, typer.Option(help="float32 (with its float64 check), float64, float16 or bfloat16.")]

@@ -1,12 +1,14 @@
-"""`conformance explain`: where an implementation first leaves the original."""
+"""`conformance explain`: where an implementation first leaves the original, and why."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from conformance.commands import Device, Dtype, Fixtures, Implementation, guarded
+from conformance.errors import ConformanceError
 
 
 @guarded
@@ -16,14 +18,20 @@ def explain(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     fixtures: Fixtures = None,
+    report: Annotated[Path | None, typer.Option("--json", help="Write the explanation as JSON, too.")] = None,
 ) -> None:
-    """Say where an implementation first leaves the original: output, step, module, values."""
+    """Say where an implementation first leaves the original (output, step, module, values), and try known causes."""
+    from conformance.explain import explain as explain_case
     from conformance.implementations import open_implementation
     from conformance.library import open_library
-    from conformance.replay import Settings, replay
-    from conformance.report.explanation import print_explanation
+    from conformance.replay import Settings
+    from conformance.report.explanation import print_explanation, write_explanation
 
+    if report is not None and not report.resolve().parent.is_dir():
+        raise ConformanceError(f"--json {report}: there is no such folder")
     fixture = open_library(fixtures).get(case)
-    result = replay(fixture, open_implementation(implementation), Settings.of(device, dtype))
-    print_explanation(fixture, result)
-    raise typer.Exit(0 if result.verdict.green else 1)
+    explanation = explain_case(fixture, open_implementation(implementation), Settings.of(device, dtype))
+    print_explanation(explanation)
+    if report is not None:
+        write_explanation(explanation, report)
+    raise typer.Exit(0 if explanation.result.verdict.green else 1)

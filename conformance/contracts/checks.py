@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from conformance.contracts.contract import Contract, Profile
@@ -18,21 +18,28 @@ def check_scheduler(scheduler: Any, *, profile: Profile | None = None) -> list[C
     return [contract.hold(subject, profile) for contract in contracts]
 
 
-def check_model(model: Any, *, profile: Profile | None = None) -> list[CheckResult]:
+def check_model(
+    model: Any, *, inputs: Mapping[str, Any] | None = None, profile: Profile | None = None
+) -> list[CheckResult]:
     """Hold every model contract against a network (an instance: a class alone does not say its size).
 
-    Raises TypeError for what is no `torch.nn.Module`.
+    inputs: keyword arguments of one good call, batch first; None: found from the signature and the configuration.
+    Raises TypeError for what is no `torch.nn.Module`, and for inputs that its `forward` does not take.
     """
-    subject, contracts = model_contracts(model)
+    subject, contracts = model_contracts(model, inputs)
     return [contract.hold(subject, profile) for contract in contracts]
 
 
-def check_pipeline(pipeline: Any, *, profile: Profile | None = None) -> list[CheckResult]:
+def check_pipeline(
+    pipeline: Any, *, call: Mapping[str, Any] | None = None, profile: Profile | None = None
+) -> list[CheckResult]:
     """Hold every pipeline contract against a pipeline (an instance with small components).
 
-    Raises TypeError for what is no pipeline.
+    call: arguments of one good call for one image that are not found from the signature, such as an image or
+        embeddings of a prompt.
+    Raises TypeError for what is no pipeline, and for arguments that a call does not take.
     """
-    subject, contracts = pipeline_contracts(pipeline)
+    subject, contracts = pipeline_contracts(pipeline, call)
     return [contract.hold(subject, profile) for contract in contracts]
 
 
@@ -44,20 +51,20 @@ def scheduler_contracts(scheduler: Any) -> tuple[Any, Sequence[Contract]]:
     return SchedulerUnderTest(scheduler), CONTRACTS
 
 
-def model_contracts(model: Any) -> tuple[Any, Sequence[Contract]]:
+def model_contracts(model: Any, inputs: Mapping[str, Any] | None = None) -> tuple[Any, Sequence[Contract]]:
     """The network as a subject of checks, and the contracts."""
     from conformance.contracts.model import CONTRACTS
     from conformance.contracts.model.driver import ModelUnderTest
 
-    return ModelUnderTest(model), CONTRACTS
+    return ModelUnderTest(model, inputs), CONTRACTS
 
 
-def pipeline_contracts(pipeline: Any) -> tuple[Any, Sequence[Contract]]:
+def pipeline_contracts(pipeline: Any, call: Mapping[str, Any] | None = None) -> tuple[Any, Sequence[Contract]]:
     """The pipeline as a subject of checks, and the contracts."""
     from conformance.contracts.pipeline import CONTRACTS
     from conformance.contracts.pipeline.driver import PipelineUnderTest
 
-    return PipelineUnderTest(pipeline), CONTRACTS
+    return PipelineUnderTest(pipeline, call), CONTRACTS
 
 
 def contracts_for(subject: Any) -> tuple[Any, Sequence[Contract]]:

@@ -7,16 +7,25 @@ chooses the draws and shrinks a failing one to the smallest example.
 
 from __future__ import annotations
 
+import random
+import tempfile
 import time
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, TypeVar
 
+import hypothesis.configuration
+import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from hypothesis.errors import HypothesisWarning
+from hypothesis.errors import Flaky, HypothesisWarning
+from hypothesis.reporting import with_reporter
 
 from conformance.contracts.result import CheckResult, NotApplicable, Status, Violation
 
@@ -30,25 +39,67 @@ class Profile:
     Attributes:
         scale: multiplies every contract's number of examples.
         seed: None for the same examples in every run (CI), else the seed of a random search.
+        shrink: look for the smallest failing example; False stops at the first one.
+        patience: seconds of this process's time after which a contract tries no further example. Far more than
+            schedulers need; a subject that is slow to make or to run gets fewer examples.
     """
 
     scale: float = 1.0
     seed: int | None = None
+    shrink: bool = True
+    patience: float = 1.5
+
+    def search(self, examples: int, **more: Any) -> settings:
+        """hypothesis' settings for a search over `examples` examples, which leaves nothing on disk."""
+        return settings(
+            max_examples=max(1, round(examples * self.scale)),
+            derandomize=self.seed is None,
+            database=None,
+            deadline=None,
+            report_multiple_bugs=False,
+            print_blob=False,
+            suppress_health_check=list(HealthCheck),
+            phases=(Phase.generate, Phase.shrink) if self.shrink else (Phase.generate,),
+            **more,
+        )
 
 
 class Given:
-    """Where a check draws from; remembers what it drew, for the report."""
+    """Where a check draws from; remembers what it drew, for the report.
 
-    def __init__(self, data: st.DataObject | None = None) -> None:
+    Attributes:
+        profile: how hard to look, for a check that searches by itself.
+        began: the process's time when the contract began.
+    """
+
+    def __init__(
+        self, data: st.DataObject | None = None, profile: Profile | None = None, began: float | None = None
+    ) -> None:
         self._data = data
+        self.profile = profile or Profile()
+        self.began = time.process_time() if began is None else began
         self.drawn: dict[str, Any] = {}
+
+    @property
+    def out_of_time(self) -> bool:
+        """Whether the contract has looked long enough."""
+        return time.process_time() - self.began > self.profile.patience
+
+    def stop_if_out_of_time(self) -> None:
+        """Ends the search, at what it has found so far, once the contract has looked long enough."""
+        if self.out_of_time:
+            raise _Enough
 
     def draw(self, name: str, strategy: st.SearchStrategy[Value]) -> Value:
         """A value of `strategy`, shown in the report as `name=value`."""
-        assert self._data is not None
-        value = self._data.draw(strategy)
+        value = self.pick(strategy)
         self.drawn[name] = value
         return value
+
+    def pick(self, strategy: st.SearchStrategy[Value]) -> Value:
+        """A value of `strategy` that the report does not show."""
+        assert self._data is not None
+        return self._data.draw(strategy)
 
     def note(self, name: str, value: Any) -> None:
         """Add to the report what the check chose itself."""
@@ -61,6 +112,10 @@ class Given:
     @property
     def example(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.drawn.items())
+
+
+class _Enough(BaseException):
+    """Passes through hypothesis, which would take an Exception for a failure of the check."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +143,24 @@ class Contract:
         """Hold the contract against `subject`. Never raises for what the subject does: any failure is the result."""
         profile = profile or Profile()
         start = time.perf_counter()
-        last = Given()
+        last = Given(profile=profile)
+        held, missing = 0, NotApplicable("no example was found")
+        failure: Exception | None = None
 
         def one(data: st.DataObject) -> None:
-            nonlocal last
-            last = Given(data)
-            self.check(subject, last)
+            nonlocal last, held, missing, failure
+            if failure is None:  # else hypothesis shrinks, or tries again what failed
+                last.stop_if_out_of_time()
+            last = Given(data, profile, last.began)
+            try:
+                self.check(subject, last)
+            except NotApplicable as reason:  # to this example; the contract applies if it does to any
+                missing = reason
+                return
+            except Exception as error:
+                failure = error
+                raise
+            held += 1
 
         def result(status: Status, reason: str = "", **figures: Any) -> CheckResult:
             example = "" if status is Status.PASSED else last.example
@@ -101,34 +168,65 @@ class Contract:
                                seconds=time.perf_counter() - start)  # fmt: skip
 
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with torch.no_grad(), _random_states_kept(), _quiet():
                 if self.examples == 1:
-                    last = Given()
                     self.check(subject, last)
                 else:
                     self._search(one, profile)
-        except NotApplicable as missing:
-            return result(Status.NOT_APPLICABLE, str(missing))
+                    if not held:
+                        raise missing
+        except NotApplicable as reason:
+            return result(Status.NOT_APPLICABLE, str(reason))
+        except _Enough:
+            return result(Status.PASSED) if held or self.examples == 1 else result(Status.NOT_APPLICABLE, str(missing))
+        except Flaky:
+            return result(Status.FAILED, f"not in every try, but once: {failure}")
         except Violation as violation:
             return result(Status.FAILED, violation.reason, step=violation.step, **violation.figures)
         except Exception as error:  # noqa: BLE001 - an error inside the subject is a finding, not a crash of the harness
-            return result(Status.FAILED, f"{type(error).__name__}: {error}")
+            return result(Status.FAILED, f"{type(error).__name__}: {error} ({_innermost(error)})")
         return result(Status.PASSED)
 
     def _search(self, one: Callable[[st.DataObject], None], profile: Profile) -> None:
-        test = given(st.data())(one)
-        test = settings(
-            max_examples=max(1, round(self.examples * profile.scale)),
-            derandomize=profile.seed is None,
-            database=None,
-            deadline=None,
-            report_multiple_bugs=False,
-            print_blob=False,
-            suppress_health_check=list(HealthCheck),
-            phases=(Phase.generate, Phase.shrink),
-        )(test)
+        test = profile.search(self.examples)(given(st.data())(one))
         if profile.seed is not None:
             test = seed(profile.seed)(test)
-        warnings.simplefilter("ignore", HypothesisWarning)
         test()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings, and hypothesis neither prints nor writes into the current directory."""
+    home = getattr(hypothesis.configuration, "__hypothesis_home_directory", None)
+    hypothesis.configuration.set_hypothesis_home_dir(_scratch_folder().name)
+    try:
+        with warnings.catch_warnings(), with_reporter(lambda text: None):
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("ignore", HypothesisWarning)
+            yield
+    finally:
+        hypothesis.configuration.set_hypothesis_home_dir(home)
+
+
+@lru_cache(maxsize=1)
+def _scratch_folder() -> tempfile.TemporaryDirectory[str]:
+    """One a process; kept alive by the cache, deleted when the interpreter ends."""
+    return tempfile.TemporaryDirectory(prefix="conformance-")
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """The global random states of torch, NumPy and Python are afterwards what they were before."""
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
+def _innermost(error: Exception) -> str:
+    """Where an error was raised: "file.py, line 12"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "no traceback"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from conformance.contracts.result import Violation
+from conformance.ulp import ulp_distance
 
 
 def require_same(found: torch.Tensor, wanted: torch.Tensor, what: str, step: int | None = None) -> None:
@@ -57,23 +58,3 @@ def require_finite(tensor: torch.Tensor, what: str, step: int | None = None) -> 
     broken = ~tensor.detach().isfinite()
     if broken.any():
         raise Violation(f"{what} has {int(broken.sum())} of {broken.numel()} elements NaN or infinite", step=step)
-
-
-def ulp_distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    """The largest distance of two tensors of one dtype, in representable numbers between them; inf beside NaN."""
-    if not found.is_floating_point() or not found.numel():
-        return float((found.double() - wanted.double()).abs().amax()) if found.numel() else 0.0
-    lost = found.isnan() != wanted.isnan()
-    if bool(lost.any()):
-        return torch.inf
-    steps = (_rank(found) - _rank(wanted)).abs()
-    return float(torch.where(found.isnan(), torch.zeros_like(steps), steps).amax())
-
-
-def _rank(tensor: torch.Tensor) -> torch.Tensor:
-    """Floating numbers as integers in the same order, neighbours one apart; -0 and 0 coincide."""
-    integers = {torch.float64: torch.int64, torch.float32: torch.int32, torch.float16: torch.int16,
-                torch.bfloat16: torch.int16}[tensor.dtype]  # fmt: skip
-    bits = tensor.contiguous().view(integers).long()
-    lowest = torch.iinfo(integers).min
-    return torch.where(bits < 0, lowest - bits, bits)

@@ -62,6 +62,14 @@ class Implementation:
         """The subject's pipeline from the original checkpoint and config files."""
         raise Unsupported(f"{self.name} offers no pipelines")
 
+    def pipeline_around(self, subject: Subject, network: torch.nn.Module) -> Any | None:
+        """A pipeline of this network and the subject's scheduler, if a pipeline's loop is under test too."""
+        return None
+
+    def loop_options(self, pipeline: Any, subject: Subject) -> dict[str, Any]:
+        """Keyword arguments of such a pipeline for a sampler's fixture: those of `set_timesteps` and of `step`."""
+        return {**(subject.set_timesteps or {}), **(subject.step or {})}
+
     def set_timesteps(self, scheduler: Scheduler, subject: Subject) -> None:
         scheduler.set_timesteps(**(subject.set_timesteps or {}))
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Protocol
 from unittest.mock import patch
 
 import numpy as np
 import torch
+from torch.overrides import TorchFunctionMode
 
+from conformance.errors import ConformanceError
 from conformance.recorders.checkout import widened
 from conformance.sketch import sketch
 
@@ -18,7 +20,6 @@ class Network(Protocol):
     """A network of an original, whatever it is written in; tensors are NCHW torch tensors outside."""
 
     rule: str  # of the synthetic weights: which layout its parameters have
-    fractional_times: bool  # whether times need not be integers
     last_layer: tuple[str, str]  # names of the last convolution's weight and bias
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -27,11 +28,16 @@ class Network(Protocol):
 
     def load(self, state: Mapping[str, np.ndarray]) -> None: ...
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        """Runs in the dtype of `x`: float32, or float64 for the oracle."""
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
+        """Runs in the dtype of `x`: float32, or float64 for the oracle.
+
+        embedding: (B, width) float32, used in place of the network's own sinusoidal embedding of `t`.
+        """
         ...
 
-    def observe(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def observe(
+        self, x: torch.Tensor, t: torch.Tensor, embedding: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The output, and a sketch of the output of every named module that returns one tensor, in order."""
         ...
 
@@ -40,23 +46,22 @@ class Network(Protocol):
         ...
 
     def embedding(self, t: torch.Tensor) -> torch.Tensor:
-        """The original's sinusoidal embedding of times (n,), float32 (n, width)."""
+        """The original's sinusoidal embedding (n, width) of times (n,), computed in their dtype: float32 or float64."""
         ...
 
 
 class TorchNetwork:
-    """An original written in PyTorch.
+    """An original written in PyTorch, whose first linear layer is given the sinusoidal embedding.
 
     Args:
         build: makes the original's module.
         lift: entered around float64 runs; lifts the original's float32 casts.
         last_layer: module path of the last convolution.
-        embedding: the original's sinusoidal embedding of times (n,).
+        embedding: the original's sinusoidal embedding of times (n,), in float32.
         call: how the original is called with (module, x, t); by default module(x, t).
     """
 
     rule = "philox-uniform/torch"
-    fractional_times = True
 
     def __init__(
         self,
@@ -69,7 +74,7 @@ class TorchNetwork:
         self.module = build().eval()
         self.last_layer = f"{last_layer}.weight", f"{last_layer}.bias"
         self._last, self._lift = last_layer, lift
-        self.embedding = embedding
+        self._embedding = embedding
         self._call = call or (lambda module, x, t: module(x, t))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -78,18 +83,45 @@ class TorchNetwork:
     def load(self, state: Mapping[str, np.ndarray]) -> None:
         self.module.float().load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
         with ExitStack() as stack:
             if x.dtype == torch.float64:
                 stack.enter_context(self._lift())
+            if embedding is not None:
+                stack.enter_context(self._given(embedding))
             self.module.to(x.dtype)
             return self._call(self.module, x, t)
+
+    @contextmanager
+    def _given(self, embedding: torch.Tensor) -> Iterator[None]:
+        """The layer that reads the embedding reads this one."""
+
+        def exchange(module: torch.nn.Module, inputs: Any) -> torch.Tensor:
+            if inputs[0].shape != embedding.shape:
+                found, wanted = tuple(inputs[0].shape), tuple(embedding.shape)
+                raise ConformanceError(f"the first linear layer reads {found}, not the embedding of the times {wanted}")
+            return embedding
+
+        reader = next((module for module in self.module.modules() if isinstance(module, torch.nn.Linear)), None)
+        if reader is None:
+            raise ConformanceError("the network has no linear layer that could read the embedding of the times")
+        handle = reader.register_forward_pre_hook(exchange)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def embedding(self, t: torch.Tensor) -> torch.Tensor:
+        with WidenedFloat32() if t.dtype == torch.float64 else nullcontext():
+            return self._embedding(t)
 
     def parameters(self) -> Any:
         """Originals ask a model for the device of its parameters."""
         return self.module.parameters()
 
-    def observe(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def observe(
+        self, x: torch.Tensor, t: torch.Tensor, embedding: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         sketches: dict[str, torch.Tensor] = {}
 
         def keep(name: str) -> Callable[..., None]:
@@ -101,7 +133,7 @@ class TorchNetwork:
 
         hooks = [m.register_forward_hook(keep(name)) for name, m in self.module.named_modules() if name]
         try:
-            return self(x, t), sketches
+            return self(x, t, embedding), sketches
         finally:
             for hook in hooks:
                 hook.remove()
@@ -116,6 +148,16 @@ class TorchNetwork:
         finally:
             hook.remove()
         return found[0]
+
+
+class WidenedFloat32(TorchFunctionMode):
+    """Inside, whatever asks PyTorch for float32 by `dtype=torch.float32` or `.float()` gets float64."""
+
+    def __torch_function__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        options = dict(options or {})
+        if options.get("dtype") is torch.float32:
+            options["dtype"] = torch.float64
+        return (torch.Tensor.double if function is torch.Tensor.float else function)(*arguments, **options)
 
 
 IMPROVED_LIFTED = (

@@ -14,6 +14,7 @@ from conformance.errors import ConformanceError
 from conformance.fixture import write_fixture
 from conformance.recorders import load_recorder
 from conformance.recorders.checkout import inspect_checkout
+from conformance.recorders.folder import CONTENT, inspect_folder
 
 
 def record(
@@ -26,6 +27,8 @@ def record(
 ) -> Iterator[Path]:
     """Record the cases of `system` from the checkout at `source`; yields each manifest's path as it is written.
 
+    `system` is one of this package's, or the path of a recorder file.
+
     One thread is used, because torch networks are not bit-equal across thread counts.
 
     Raises:
@@ -34,7 +37,8 @@ def record(
     """
     module = load_recorder(system)
     source = source.resolve()
-    commit, modified = inspect_checkout(source, module.ORIGINAL, allow_modified)
+    inspect = inspect_folder if module.ORIGINAL.commit.startswith(CONTENT) else inspect_checkout
+    commit, modified = inspect(source, module.ORIGINAL, allow_modified)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     written = 0

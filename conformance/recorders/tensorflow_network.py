@@ -62,7 +62,6 @@ class TensorFlowNetwork:
     """`diffusion_tf/models/unet.py:model` with variables fed as placeholders' values are: assigned before each run."""
 
     rule = "philox-uniform/tensorflow"
-    fractional_times = False  # int32
     last_layer = "model/conv_out/W", "model/conv_out/b"
 
     def __init__(self, code: SimpleNamespace, config: dict[str, Any]) -> None:
@@ -85,28 +84,33 @@ class TensorFlowNetwork:
             _assign(self._graphs[batch, dtype], self._state)
         return self._graphs[batch, dtype]
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return to_nchw(self._run(x, t, "output"))
+    def __call__(self, x: torch.Tensor, t: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
+        return to_nchw(self._run(x, t, "output", embedding))
 
-    def observe(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def observe(
+        self, x: torch.Tensor, t: torch.Tensor, embedding: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         # Two runs: asking for the blocks' outputs keeps TensorFlow from fusing operations as it does otherwise.
-        names = self._graph(len(x), x.dtype).taps
-        taps = {name: sketch(to_nchw(value)) for name, value in zip(names, self._run(x, t, "taps"), strict=True)}
-        return self(x, t), taps
+        names, values = self._graph(len(x), x.dtype).taps, self._run(x, t, "taps", embedding)
+        taps = {name: sketch(to_nchw(value)) for name, value in zip(names, values, strict=True)}
+        return self(x, t, embedding), taps
 
     def embedding(self, t: torch.Tensor) -> torch.Tensor:
-        tf = self._code.tf
-        with tf.Graph().as_default(), tf.Session() as session:
-            times = tf.constant(t.numpy().astype(np.int32))
-            return torch.from_numpy(session.run(self._code.unet.nn.get_timestep_embedding(times, self._config["ch"])))
+        tf, nn = self._code.tf, self._code.unet.nn
+        kind = tf.float64 if t.dtype == torch.float64 else tf.float32
+        with patch.object(nn, "DEFAULT_DTYPE", kind), tf.Graph().as_default(), tf.Session() as session:
+            return torch.from_numpy(session.run(nn.get_timestep_embedding(tf.constant(t.numpy()), self._config["ch"])))
 
     def last_input(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return to_nchw(self._run(x, t, "last_input"))
 
-    def _run(self, x: torch.Tensor, t: torch.Tensor, wanted: str) -> Any:
+    def _run(self, x: torch.Tensor, t: torch.Tensor, wanted: str, embedding: torch.Tensor | None = None) -> Any:
         graph = self._graph(len(x), x.dtype)
         fetches = list(graph.taps.values()) if wanted == "taps" else getattr(graph, wanted)
-        return graph.session.run(fetches, {graph.x: to_nhwc(x), graph.t: t.numpy().astype(np.int32)})
+        values = {graph.x: to_nhwc(x), graph.t: t.numpy().astype(np.int32)}
+        if embedding is not None:
+            values[graph.embedding] = embedding.numpy()
+        return graph.session.run(fetches, values)
 
     def _build(self, batch: int, dtype: torch.dtype) -> SimpleNamespace:
         tf, unet, config = self._code.tf, self._code.unet, self._config
@@ -129,9 +133,10 @@ class TensorFlowNetwork:
             values = {name: tf.placeholder(v.dtype.base_dtype, v.shape) for name, v in variables.items()}
             assignments = {name: variable.assign(values[name]).op for name, variable in variables.items()}
             session = tf.Session(graph=graph, config=one_thread(tf))
-        last_input = taps.pop("conv_out:input")
-        return SimpleNamespace(x=x, t=t, output=output, taps=taps, last_input=last_input, variables=variables,
-                               values=values, assignments=assignments, session=session)  # fmt: skip
+        last_input, embedding = taps.pop("conv_out:input"), taps.pop("embedding")
+        return SimpleNamespace(x=x, t=t, output=output, taps=taps, last_input=last_input, embedding=embedding,
+                               variables=variables, values=values, assignments=assignments,
+                               session=session)  # fmt: skip
 
 
 def _assign(graph: SimpleNamespace, state: Mapping[str, np.ndarray]) -> None:
@@ -141,9 +146,11 @@ def _assign(graph: SimpleNamespace, state: Mapping[str, np.ndarray]) -> None:
 
 @contextmanager
 def recorded_blocks(unet: Any) -> Iterator[dict[str, Any]]:
-    """The output of every block by its variable scope, such as `model/down_0/block_1`, and the last layer's input."""
+    """The output of every block by its variable scope, such as `model/down_0/block_1`; the last layer's input; the
+    sinusoidal embedding.
+    """
     tf, taps = unet.tf, {}
-    conv2d = unet.nn.conv2d
+    conv2d, get_timestep_embedding = unet.nn.conv2d, unet.nn.get_timestep_embedding
 
     def wrapped(function: Any) -> Any:
         def block(*arguments: Any, name: str, **options: Any) -> Any:
@@ -158,8 +165,12 @@ def recorded_blocks(unet: Any) -> Iterator[dict[str, Any]]:
             taps["conv_out:input"] = x
         return conv2d(x, name=name, **options)
 
+    def embedding(timesteps: Any, dimension: int) -> Any:
+        taps["embedding"] = values = get_timestep_embedding(timesteps, dimension)
+        return values
+
     patches = [patch.object(unet, name, wrapped(getattr(unet, name))) for name in BLOCKS]
-    patches.append(patch.object(unet.nn, "conv2d", last))
+    patches += [patch.object(unet.nn, "conv2d", last), patch.object(unet.nn, "get_timestep_embedding", embedding)]
     for each in patches:
         each.start()
     try:

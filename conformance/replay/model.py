@@ -1,4 +1,7 @@
-"""Replaying a network: one forward pass with synthetic weights, its output, and a sketch of every aligned module."""
+"""Replaying a network: one forward pass with synthetic weights, its output, and a sketch of every aligned module.
+
+The embedding of the times comes first, and the network behind it is given the original's.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation
 from conformance.replay import Settings
 from conformance.replay.checkpoints import original_state
-from conformance.replay.embedding import recorded_embedding
+from conformance.replay.embedding import compare_embedding, recorded_embedding, say_own_embedding
 from conformance.sketch import sketch
 from conformance.weights import synthetic_input
 
@@ -21,18 +24,25 @@ from conformance.weights import synthetic_input
 def compare(
     fixture: Fixture, implementation: Implementation, settings: Settings
 ) -> tuple[list[Comparison], bool | None]:
-    """Taps in the order of execution, then the output; in the chosen dtype and, for float32, in float64 too."""
+    """The embedding of the times, then taps in the order of execution and the output, in the chosen dtype; for
+    float32, taps and output in float64 too.
+    """
+    recorded = fixture.tensors
     subject = fixture.manifest.subject
     model = implementation.model(subject, original_state(fixture, implementation.original_shapes(subject)))
     model = model.to(settings.device)
     modules = implementation.tap_modules(subject)
-    comparisons = []
+    embedding = implementation.embedding_module(model)
+    comparisons: list[Comparison] = []
     for dtype in [settings.dtype] + [torch.float64] * (settings.dtype == torch.float32):
-        given = implementation.embedding_module(model) if dtype == torch.float64 else None
-        with recorded_embedding(given, fixture.tensors["embedding"][None]):
+        with recorded_embedding(embedding, recorded["embedding"][None]) as own:
             output, taps = observe(model.to(dtype), fixture, settings.device, dtype, modules)
+        if dtype == settings.dtype:
+            # Where only sketches are stored, the output is not known to be bitwise.
+            bitwise = dtype != torch.float64 and "sample" in recorded
+            comparisons += compare_embedding(own, fixture, settings, bitwise=bitwise)
         comparisons += _compare(fixture, output, taps, settings, dtype)
-    return comparisons, None
+    return comparisons if own else say_own_embedding(comparisons), None
 
 
 def observe(

@@ -5,7 +5,8 @@ Order of the comparisons is the order of explanation: a wrong table explains a w
 - `step`: the recorded x_k and e_k go in, x_{k+1} must come out (and x0 with it); in float32 and in float64;
 - `sample`: the closed loop with the analytic network, draws fed from the tape; in float32 and in float64;
 - seeded: the same run with `torch.Generator("cpu").manual_seed(seed)`; the generator must be consumed as by the
-  original and the result must be the replayed one.
+  original and the result must be the replayed one;
+- the same once more through a pipeline's own loop, where it is a pipeline that is under test (`loop.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from conformance.compare import FLOAT64, Comparison, compare_exactly, compare_fl
 from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation, Scheduler
 from conformance.network import AnalyticNetwork
-from conformance.replay import Settings
+from conformance.replay import Settings, loop
 from conformance.tape import INITIAL, StreamCheck, drawn_here, draws_by_call, replayed_draws
 
 
@@ -69,7 +70,8 @@ def compare(
     if settings.dtype == torch.float32:
         seeded, expected, draws_match = run.seeded()
         comparisons.append(compare_exactly("seeded", seeded.sample[-1], expected.sample[-1]))
-    return comparisons, draws_match
+    around, draws_match_around = loop.compare(fixture, implementation, settings)
+    return [*comparisons, *around], draws_match if draws_match_around is None else draws_match and draws_match_around
 
 
 class SchedulerReplay:

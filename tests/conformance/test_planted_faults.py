@@ -217,7 +217,7 @@ NETWORK_FAULTS = [
     Fault("a norm's epsilon", NETWORK, "self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)",
           "self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-4)", ("tap:down.0.block.0.norm2", None)),
     Fault("logits too large by 1e-5", NETWORK, "* d**-0.5", "* (1 + 1e-5) * d**-0.5",
-          ("tap:down.1.attn.0.proj_out.f64", None)),  # within the float32 floor: float64 sees it
+          ("tap:down.1.attn.0.proj_out", None)),
     Fault("query and key swapped", NETWORK, "torch.bmm(q.transpose(1, 2), k)", "torch.bmm(k.transpose(1, 2), q)",
           ("tap:down.1.attn.0.proj_out", None)),
     Fault("the key's weights for the query", NETWORK, "q = self.to_q(h)", "q = self.to_k(h)",
@@ -246,7 +246,7 @@ PIPELINE = "ddim/pipeline-ddim-7-eta-0.5"
 PIPELINE_FAULTS = [
     Fault("eta not handed on", PIPELINE, "generator=generator, **step_options)", "generator=generator)", ("sample", 0)),
     Fault("a time off by one", PIPELINE, "scheduler.network_timestep(t), class",
-          "scheduler.network_timestep(t) + 1, class", ("sample", 0)),
+          "scheduler.network_timestep(t) + 1, class", ("embedding", 0)),
     Fault("pixels truncated", PIPELINE, "postprocess(x, output_type, self.pixel_rounding)",
           "postprocess(x, output_type, 'truncate')", ("integers", ANY)),
     Fault("a generator ignored", PIPELINE, "generator=generator, **step_options)", "generator=None, **step_options)",

@@ -54,12 +54,12 @@ def test_a_scheduler_is_compared_from_tables_to_the_seeded_run() -> None:
 def test_a_network_is_compared_module_by_module() -> None:
     result = run("ddim/network-tiny")
     names = [c.output for c in result.comparisons]
-    half = len(names) // 2
+    narrow, wide = names[1 : len(names) // 2 + 1], names[len(names) // 2 + 1 :]
 
-    assert names[0] == "tap:temb.dense.0"
-    assert names[half - 1] == "sample"
-    assert names[half:] == [f"{name}.f64" for name in names[:half]]
-    assert half > 50
+    assert names[:2] == ["embedding", "tap:temb.dense.0"]
+    assert narrow[-1] == "sample"
+    assert wide == [f"{name}.f64" for name in narrow]
+    assert len(narrow) > 50
     assert result.verdict.green
     assert result.draws_match is None
 
@@ -68,7 +68,7 @@ def test_a_pipeline_is_compared_from_steps_to_pixels() -> None:
     result = run("ddim/pipeline-ddim-7-eta-0.5")
 
     assert [c.output for c in result.comparisons] == [
-        "sample", "images", "seeded", "integers", "sample.f64", "images.f64",
+        "embedding", "sample", "images", "seeded", "integers", "sample.f64", "images.f64",
     ]  # fmt: skip
     assert result.verdict.green
     assert result.draws_match is True
@@ -254,7 +254,7 @@ def test_a_pipeline_without_float64_is_an_error_that_still_shows_float32() -> No
 
     assert result.verdict is Verdict.ERROR
     assert result.message == "sample.f64: TypeError: no float64 here"
-    assert [c.verdict.green for c in result.comparisons] == [True] * 4 + [False]
+    assert [c.verdict.green for c in result.comparisons] == [True] * 5 + [False]
 
 
 class SkipsTheLastDraw(ReferenceImplementation):

@@ -7,7 +7,8 @@ knows nothing about any algorithm: x_t = a·x_0 + b·noise, with a and b found b
 
 from __future__ import annotations
 
-import inspect
+import copy
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 
 from conformance.contracts.result import NotApplicable
-from conformance.contracts.scheduler.options import option_values
+from conformance.contracts.scheduler.options import UNUSUAL, option_values, parameters, required, samples_tokens
 
 SHAPE = (2, 3, 4, 2)  # (B, C, H, W): no two sizes alike but the batch and the width, so that a wrong axis shows
 CORE = ("model_output", "timestep", "sample")
 LEARNED = ("learned", "learned_range")
+SLOW = 0.05  # seconds
 
 DataPrediction = Callable[[torch.Tensor, float, float], torch.Tensor]
 """x0(x, a, b): what the network believes x_0 to be, given x = a·x_0 + b·noise."""
@@ -51,6 +53,9 @@ class SchedulerUnderTest:
         cls: the class.
         base: options that were given explicitly (those of the instance's config; empty for a class).
         options: option -> values to try, the default (or the instance's value) first.
+        outcomes: what became of configurations that were tried, so that each is tried once.
+        results: of runs that several checks look at.
+        measured: what contracts measured that others look at, too.
     """
 
     def __init__(self, subject: Any) -> None:
@@ -59,10 +64,16 @@ class SchedulerUnderTest:
         missing = [name for name in ("set_timesteps", "step") if not callable(getattr(self.cls, name, None))]
         if missing:
             raise TypeError(f"{self.name} is no scheduler: it has no {' and no '.join(missing)}")
+        if isinstance(subject, type) and required(self.cls):
+            raise TypeError(f"{self.name} needs {', '.join(required(self.cls))} to be made: give an instance to check")
         self.base: dict[str, Any] = {}
         if not isinstance(subject, type):
-            allowed = inspect.signature(self.cls.__init__).parameters  # type: ignore[misc]
+            allowed = parameters(self.cls, "__init__")
             self.base = {name: value for name, value in dict(subject.config).items() if name in allowed}
+        self._slow_to_make: dict[str, Any] = {}
+        self.outcomes: dict[str, str] = {}
+        self.results: dict[str, torch.Tensor] = {}
+        self.measured: dict[str, Any] = {}
         values = option_values(self.cls)
         self.options = {
             name: (self.base[name], *(v for v in tried if v != self.base[name])) if name in self.base else tried
@@ -72,8 +83,18 @@ class SchedulerUnderTest:
     # --- making ------------------------------------------------------------------------------------------------------
 
     def make(self, **config: Any) -> Any:
-        """A fresh scheduler with the base configuration and these options."""
-        return self.cls(**{**self.base, **config})
+        """A fresh scheduler with the base configuration and these options.
+
+        A class that is slow to make is made once a configuration, and copied.
+        """
+        key = repr(sorted(config.items()))
+        if key in self._slow_to_make:
+            return copy.deepcopy(self._slow_to_make[key])
+        start = time.process_time()
+        scheduler = self.cls(**{**self.base, **config})
+        if time.process_time() - start > SLOW:
+            self._slow_to_make[key] = copy.deepcopy(scheduler)
+        return scheduler
 
     def prepared(self, steps: int, **config: Any) -> Any:
         """A fresh scheduler after `set_timesteps(steps)`."""
@@ -82,21 +103,19 @@ class SchedulerUnderTest:
         return scheduler
 
     def require_common_step(self) -> None:
-        """Raises NotApplicable if `step` needs more than a model output, a timestep and a sample."""
-        parameters = inspect.signature(self.cls.step).parameters  # type: ignore[attr-defined]
-        needed = [
-            name
-            for name, p in parameters.items()
-            if name != "self" and p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-        ]
-        others = [name for name in needed if name not in CORE]
-        if others or any(name not in parameters for name in CORE):
+        """Raises NotApplicable if `step` needs more than a model output, a timestep and a sample of numbers."""
+        if samples_tokens(self.cls):
+            raise NotApplicable(f"{self.name} samples tokens, not numbers")
+        if self.name in UNUSUAL:
+            raise NotApplicable(UNUSUAL[self.name])
+        takes = parameters(self.cls, "step")
+        needed = [name for name, p in takes.items() if p.default is p.empty]
+        if any(name not in CORE for name in needed) or any(name not in takes for name in CORE):
             raise NotApplicable(f"step({', '.join(needed)}) is not the common step(model_output, timestep, sample)")
 
     def takes(self, method: str, argument: str) -> bool:
         """Whether a method has an argument of this name."""
-        function = getattr(self.cls, method, None)
-        return function is not None and argument in inspect.signature(function).parameters
+        return argument in parameters(self.cls, method)
 
     # --- the forward process -----------------------------------------------------------------------------------------
 
@@ -117,7 +136,10 @@ class SchedulerUnderTest:
         if hasattr(scheduler, "add_noise"):
             return scheduler.add_noise(x0, noise, times)
         if hasattr(scheduler, "scale_noise"):
-            return scheduler.scale_noise(x0, times, noise)
+            try:
+                return scheduler.scale_noise(x0, times, noise)
+            except RuntimeError:  # one timestep for the whole batch
+                return scheduler.scale_noise(x0, torch.as_tensor(timestep), noise)
         raise NotApplicable(f"{self.name} has neither add_noise nor scale_noise")
 
     # --- networks with a known answer --------------------------------------------------------------------------------
@@ -133,8 +155,11 @@ class SchedulerUnderTest:
         kind = config.get("prediction_type", None)
         if hasattr(scheduler, "precondition_outputs"):
             output = self._before_preconditioning(scheduler, x, x0, b)
+        elif kind is None and hasattr(scheduler, "get_scalings_for_boundary_condition"):
+            skip, out = scheduler.get_scalings_for_boundary_condition(torch.tensor(b, dtype=x.dtype))
+            output = (x0 - skip * x) / out  # consistency models: skip·x + out·F = x_0
         elif kind == "flow_prediction" or (kind is None and hasattr(scheduler, "scale_noise")):
-            output = noise - x0
+            output = (noise - x0) * self._time_direction(scheduler)
         elif kind in (None, "epsilon"):
             output = noise
         elif kind == "sample":
@@ -150,6 +175,19 @@ class SchedulerUnderTest:
             )
         return output
 
+    def some_output(self, scheduler: Any, x: torch.Tensor, timestep: Any) -> torch.Tensor:
+        """The output of a network without a meaning: within ±1, a live function of x and of time, pixel by pixel."""
+        wave = torch.arange(x[0].numel(), dtype=x.dtype, device=x.device).reshape(x[0].shape)
+        output = torch.sin(3 * x / (1 + x.abs()) + 1.7 * wave.remainder(7) + float(timestep) / len(scheduler.timesteps))
+        learned = scheduler.config.get("variance_type") in LEARNED
+        return torch.cat([output, 0.5 * torch.cos(3 * output)], 1) if learned else output
+
+    def _time_direction(self, scheduler: Any) -> float:
+        """1 where the noise grows with the timestep, else -1: a velocity is the derivative by time."""
+        first, last = scheduler.timesteps[0], scheduler.timesteps[-1]
+        (_, b_first), (_, b_last) = self.levels(scheduler, first), self.levels(scheduler, last)
+        return -1.0 if (b_first - b_last) * float(first - last) < 0 else 1.0
+
     def _before_preconditioning(self, scheduler: Any, x: torch.Tensor, x0: torch.Tensor, sigma: float) -> torch.Tensor:
         """EDM: the network's raw output F with c_skip·x + c_out·F = x_0, by solving the affine map for F."""
         level = torch.tensor(sigma, dtype=x.dtype)
@@ -163,7 +201,7 @@ class SchedulerUnderTest:
         self,
         scheduler: Any,
         x: torch.Tensor,
-        prediction: DataPrediction,
+        prediction: DataPrediction | None,
         *,
         generator: Any = None,
         begin: int = 0,
@@ -171,10 +209,11 @@ class SchedulerUnderTest:
         step_options: dict[str, Any] | None = None,
         after: Callable[[int, torch.Tensor], None] = lambda index, sample: None,
     ) -> Trajectory:
-        """The sampling loop from entry `begin` of `timesteps` to before `stop`, with a network that believes
-        `prediction`.
+        """The sampling loop from entry `begin` of `timesteps` to before `stop`.
 
         Args:
+            prediction: what the network believes x_0 to be; None for a network without a meaning, which is cheaper and
+                needs no forward process.
             x: (B, C, H, W) the sample at entry `begin`, in the scheduler's own scaling.
             generator: handed to `step` where it takes one.
             after: called with the index and the new sample after each evaluation.
@@ -187,8 +226,15 @@ class SchedulerUnderTest:
         for index, t in list(enumerate(scheduler.timesteps))[begin:stop]:
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(x, t)
-            a, b = self.levels(scheduler, t)
-            output = self.output_for(scheduler, x, prediction(x, a, b), t).to(x.dtype)
+            if prediction is None:
+                output = self.some_output(scheduler, x, t)
+            else:
+                a, b = self.levels(scheduler, t)
+                output = self.output_for(scheduler, x, prediction(x, a, b), t).to(x.dtype)
+            if self.takes("step", "prev_timestep"):
+                options["prev_timestep"] = (
+                    scheduler.timesteps[index + 1] if index + 1 < len(scheduler.timesteps) else None
+                )
             result = scheduler.step(output, t, x, **options)
             trajectory.times.append(float(t))
             trajectory.inputs.append(x)

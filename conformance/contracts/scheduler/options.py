@@ -23,6 +23,7 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "flow_shift": (1.0, 3.0),
     "shift": (1.0, 3.0),
     "steps_offset": (0, 1),
+    "coefficients": (None, "float64", "float32_cumprod", "compvis"),
 }
 """Values of options that take one of a list. A value that a class refuses with ValueError or NotImplementedError when
 it is made is one it does not offer."""
@@ -40,6 +41,44 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
 
 EXCLUSIVE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
 """At most one of these can be on."""
+
+
+TOKENS = frozenset({"mask_token_id", "num_vec_classes", "starting_mask_ratio", "temperature", "entropy_bound"})
+"""Arguments that only samplers of discrete tokens have."""
+
+
+UNUSUAL = {
+    "DDPMWuerstchenScheduler": "step takes one timestep for each sample, and none is after the last",
+    "HeliosScheduler": "set_timesteps needs a stage",
+    "HeliosDMDScheduler": "set_timesteps needs a stage",
+    "PiflowScheduler": "the network returns a policy, of more channels than the sample has",
+    "SCMScheduler": "set_timesteps takes 2 steps unless the intermediate timesteps are given",
+}
+"""Classes that are driven otherwise than by `set_timesteps(n)` and `step(model_output, timestep, sample)`."""
+
+
+def samples_tokens(cls: type) -> bool:
+    """Whether a class samples discrete tokens, so that model outputs and samples are no tensors of numbers."""
+    return any(TOKENS & parameters(cls, method).keys() for method in ("__init__", "set_timesteps", "step"))
+
+
+def parameters(cls: type, method: str) -> dict[str, inspect.Parameter]:
+    """What a method can be given by name, but for self; where it takes any keyword, also what its base's method takes."""
+    found: dict[str, inspect.Parameter] = {}
+    for base in cls.__mro__:
+        if method not in vars(base):
+            continue
+        own = list(inspect.signature(vars(base)[method]).parameters.values())
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        found = {p.name: p for p in own[1:] if p.kind in named} | found
+        if all(p.kind is not p.VAR_KEYWORD for p in own):
+            break
+    return found
+
+
+def required(cls: type) -> list[str]:
+    """Options of the constructor without a default."""
+    return [name for name, p in parameters(cls, "__init__").items() if p.default is p.empty]
 
 
 def option_values(cls: type) -> dict[str, tuple[Any, ...]]:
@@ -60,8 +99,7 @@ def option_values(cls: type) -> dict[str, tuple[Any, ...]]:
 
 def defaults(cls: type) -> dict[str, Any]:
     """Options of the constructor that have a default."""
-    parameters = inspect.signature(cls.__init__).parameters  # type: ignore[misc]
-    return {name: p.default for name, p in parameters.items() if p.default is not inspect.Parameter.empty}
+    return {name: p.default for name, p in parameters(cls, "__init__").items() if p.default is not p.empty}
 
 
 def contradicts(config: Mapping[str, Any]) -> bool:

@@ -1,0 +1,265 @@
+"""An audit: the mutants of one or more classes and their helpers, each held against the checks that execute it."""
+
+from __future__ import annotations
+
+import importlib
+import random
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from conformance.audit.checks import Check, checks_for
+from conformance.audit.coverage import executed_lines
+from conformance.audit.limit import TooLong, time_limit
+from conformance.audit.mutants import Mutant, mutants_of
+from conformance.audit.sandbox import Sandbox, source_of
+from conformance.errors import ConformanceError
+from conformance.implementations.user_class import load_class
+from conformance.library import open_library
+
+LEAST_SECONDS = 5.0
+"""A check may take this long, or SLOWER times what it took on the class itself, before a mutant counts as hanging."""
+SLOWER = 20.0
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is audited, and with what.
+
+    Attributes:
+        subjects: classes, as `path/to/file.py:Class` or `package.module:Class`.
+        helpers: modules that they use and that are mutated too, as a path or dotted name.
+        checks: kinds of checks, of "fixtures" and "contracts".
+        fixtures: fixture library; None for the one of the package.
+    """
+
+    subjects: tuple[str, ...]
+    helpers: tuple[str, ...] = ()
+    checks: tuple[str, ...] = ("fixtures", "contracts")
+    fixtures: str | None = None
+
+
+@dataclass
+class Baseline:
+    """What a check says about a class that is not mutated: outcome, seconds, and the lines of each file it executes."""
+
+    outcome: str
+    seconds: float
+    lines: dict[str, set[int]]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What became of a mutant.
+
+    Attributes:
+        killed: whether something noticed it.
+        by: "fixtures", "contracts", "import" (the module cannot be imported) or "time" (a check does not end).
+        check: the check that noticed it.
+        detail: the check's outcome on the mutant.
+        tried: how many checks were run on it; 0 for a survivor that no check executes.
+        seconds: processor time that this took.
+    """
+
+    mutant: Mutant
+    killed: bool
+    by: str = ""
+    check: str = ""
+    detail: str = ""
+    tried: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON data."""
+        data = asdict(self)
+        mutant = data.pop("mutant")
+        shown = ("module", "file", "line", "function", "operator", "before", "after")
+        return {name: mutant[name] for name in shown} | data
+
+
+@dataclass
+class _Record:
+    """Mutants that a check has killed, and seconds it took so far. The more it kills a second, the earlier it comes."""
+
+    kills: int
+    seconds: float
+
+    @property
+    def rate(self) -> float:
+        return self.kills / max(self.seconds, 1e-4)
+
+
+@dataclass(frozen=True)
+class _Subject:
+    location: str
+    cls: type
+    checks: list[Check]
+
+
+@dataclass
+class Audit:
+    """The classes with their checks: `prepare` (or `adopt`) first, then `judge` any of the `mutants`."""
+
+    request: Request
+    subjects: list[_Subject]
+    modules: dict[str, str | None]
+    sandbox: Sandbox
+    baseline: dict[tuple[int, int], Baseline] = field(default_factory=dict)
+    records: dict[tuple[int, int], _Record] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, request: Request) -> Audit:
+        """Load what is audited.
+
+        Raises:
+            ConformanceError: no such class or module, a module without source or unused by the classes, unknown checks.
+        """
+        if not request.subjects:
+            raise ConformanceError("nothing to audit; name a class: path/to/file.py:Class or package.module:Class")
+        library = open_library(request.fixtures)
+        classes = [load_class(location) for location in request.subjects]
+        subjects = [
+            _Subject(location, loaded, checks_for(loaded, request.checks, library))
+            for location, loaded in zip(request.subjects, classes, strict=True)
+        ]
+        sandbox = Sandbox([loaded.__module__ for loaded in classes])
+        modules: dict[str, str | None] = {loaded.__module__: loaded.__name__ for loaded in classes}
+        for helper in request.helpers:
+            name = _module_name(helper)
+            if name not in modules:
+                modules[name] = None
+                if not sandbox.affected(name):
+                    raise ConformanceError(f"--with {helper}: {', '.join(request.subjects)} does not import it")
+        return cls(request, subjects, modules, sandbox)
+
+    def prepare(self) -> list[str]:
+        """Run every check on the classes as they are, with the lines it executes. Returns what is left out and why.
+
+        Raises:
+            ConformanceError: no check is left.
+        """
+        files = [source_of(sys.modules[name])[1] for name in self.modules]
+        left_out = []
+        for s, subject in enumerate(self.subjects):
+            for c, check in enumerate(subject.checks):
+                start = time.process_time()
+                outcome, lines = executed_lines(files, partial(check.outcome, subject.cls))
+                seconds = time.process_time() - start
+                if check.passes(outcome):
+                    self.baseline[s, c] = Baseline(outcome, seconds, lines)
+                else:
+                    left_out.append(f"{subject.cls.__name__}: {check.name}: {outcome}")
+        if not self.baseline:
+            raise ConformanceError(
+                f"{', '.join(self.request.subjects)} passes none of the checks: nothing to audit with"
+            )
+        self.adopt(self.baseline)
+        return left_out
+
+    def adopt(self, baseline: dict[tuple[int, int], Baseline]) -> None:
+        """Take over what `prepare` found, here or in another process."""
+        self.baseline = baseline
+        self.records = {key: _Record(1, known.seconds) for key, known in baseline.items()}
+
+    def mutants(self) -> list[Mutant]:
+        """All mutants of the classes and their helpers."""
+        found: list[Mutant] = []
+        for name, root in self.modules.items():
+            source, path = source_of(sys.modules[name])
+            found += mutants_of(source, name, _shown(path), root)
+        return found
+
+    def judge(self, mutant: Mutant) -> Verdict:
+        """Hold one mutant against the checks that execute it, until one notices it."""
+        start = time.process_time()
+        source, path = source_of(sys.modules[mutant.module])
+        covering = self._covering(mutant, path)
+        tried, noticed = 0, ("", "", "")
+        if covering:
+            with warnings.catch_warnings(), ExitStack() as stack:
+                warnings.simplefilter("ignore")
+                try:
+                    with time_limit(LEAST_SECONDS):
+                        changed = self.sandbox.changed(mutant.module, mutant.source(source))
+                        modules = stack.enter_context(changed)
+                except TooLong:
+                    noticed = ("time", "", "importing it does not end")
+                except Exception as error:  # noqa: BLE001 - any failure at import is what the mutation did
+                    noticed = ("import", "", f"{type(error).__name__}: {error}")
+                else:
+                    tried, noticed = self._hold(covering, modules)
+        by, check, detail = noticed
+        return Verdict(mutant, bool(by), by, check, detail, tried, time.process_time() - start)
+
+    def _hold(
+        self, covering: Sequence[tuple[int, int]], modules: Mapping[str, ModuleType]
+    ) -> tuple[int, tuple[str, str, str]]:
+        """How many checks were run, and what the last one noticed: by, check and detail of a `Verdict`."""
+        for tried, key in enumerate(covering, start=1):
+            subject, baseline, record = self.subjects[key[0]], self.baseline[key], self.records[key]
+            check = subject.checks[key[1]]
+            cls = getattr(modules[subject.cls.__module__], subject.cls.__name__)
+            start = time.process_time()
+            try:
+                with time_limit(max(LEAST_SECONDS, SLOWER * baseline.seconds)):
+                    outcome = check.outcome(cls)
+            except TooLong:
+                return tried, ("time", check.name, "does not end")
+            finally:
+                record.seconds += time.process_time() - start
+            if check.notices(outcome, baseline.outcome):
+                record.kills += 1
+                return tried, (check.kind, check.name, outcome)
+        return len(covering), ("", "", "")
+
+    def _covering(self, mutant: Mutant, path: str) -> list[tuple[int, int]]:
+        """Checks that execute the mutant's lines, the most promising first."""
+        first, last = mutant.lines
+        affected = self.sandbox.affected(mutant.module)
+        keys = [
+            key
+            for key, baseline in self.baseline.items()
+            if self.subjects[key[0]].cls.__module__ in affected
+            and (mutant.at_import or any(first <= line <= last for line in baseline.lines[path]))
+        ]
+        return sorted(keys, key=lambda key: (-self.records[key].rate, key))
+
+
+def sample(mutants: Sequence[Mutant], count: int | None, seed: int) -> list[Mutant]:
+    """`count` of the mutants, chosen by `seed`, in their order; all of them for None."""
+    if count is None or count >= len(mutants):
+        return list(mutants)
+    chosen = sorted(random.Random(seed).sample(range(len(mutants)), count))
+    return [mutants[index] for index in chosen]
+
+
+def _module_name(helper: str) -> str:
+    """The name of a loaded module, from its path or dotted name."""
+    if not helper.endswith(".py"):
+        try:
+            return importlib.import_module(helper).__name__
+        except ImportError as error:
+            raise ConformanceError(f"--with {helper}: cannot be imported: {error}") from None
+    path = Path(helper).resolve()
+    if not path.is_file():
+        raise ConformanceError(f"--with {helper}: no such file")
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and Path(file).resolve() == path:
+            return name
+    raise ConformanceError(f"--with {helper}: the audited classes do not import it")
+
+
+def _shown(path: str) -> str:
+    """A path relative to the working directory, if it is below."""
+    try:
+        return Path(path).resolve().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return Path(path).as_posix()

@@ -1,0 +1,211 @@
+"""Choices: options in pairs, options that must have an effect, values that a class does not know."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from conformance.contracts.contract import Contract, Given
+from conformance.contracts.result import NotApplicable, Violation
+from conformance.contracts.scheduler.cover import Config, pairwise
+from conformance.contracts.scheduler.driver import SchedulerUnderTest
+from conformance.contracts.scheduler.options import contradicts, defaults
+from conformance.contracts.scheduler.probes import every_option, meaningless
+from conformance.contracts.scheduler.support import REFUSALS, STEPS, full_run, noise, require_runs
+
+SHAPE = (2, 1, 2, 3)
+COUNTS = (2, 3, 4, 6)
+"""Numbers of steps of runs with a few options."""
+
+
+SHOWN = 4
+"""Findings that a report lists; the rest is counted."""
+
+UNKNOWN = "no-such-value"
+
+NOT_IN_STEPS = frozenset({"upscale_mode", "base_shift", "max_shift", "base_image_seq_len", "max_image_seq_len"})
+"""Options that pipelines read, and that no run of a scheduler shows."""
+
+
+def option_pairs_run_or_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
+    """Any two options go together: a run ends with finite numbers, or the class refuses with ValueError or
+    NotImplementedError. Never NaN, and no other error.
+
+    Every value of every option is tried with several numbers of steps, every pair of values at least once.
+    """
+    require_runs(subject)
+    found: dict[str, str] = {}
+    for config, steps in _cases(subject):
+        if _outcome(subject, config, steps):
+            config = _smallest(subject, config, steps)
+            found.setdefault(_shown(config), f"with {steps} steps: {_outcome(subject, config, steps)}")
+    if found:
+        listed = [f"{config} {problem}" for config, problem in found.items()]
+        rest = f"; and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
+        raise Violation("; ".join(listed[:SHOWN]) + rest)
+
+
+def options_have_an_effect(subject: SchedulerUnderTest, given: Given) -> None:
+    """An option that is accepted changes something: the timesteps, the first noise or the result, in at least one
+    combination with other options. (Else it is silently ignored.)"""
+    require_runs(subject)
+    silent = []
+    for name, values in {**subject.options, **_numbers(subject)}.items():
+        if name not in NOT_IN_STEPS and not _has_effect(subject, name, values):
+            silent.append(f"{name} ({', '.join(map(repr, values))})")
+    if silent:
+        raise Violation(f"accepted, but without an effect in any combination that was tried: {'; '.join(silent)}")
+
+
+def unknown_values_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
+    """A value that an option does not know is refused with ValueError or NotImplementedError that names the option or
+    the value: when the scheduler is made, by set_timesteps, or by the first step at the latest."""
+    require_runs(subject)
+    named = {name for name, default in defaults(subject.cls).items() if isinstance(default, str)}
+    named |= {name for name, values in subject.options.items() if any(isinstance(value, str) for value in values)}
+    if not named:
+        raise NotApplicable(f"{subject.name} has no option that takes a name")
+    problems = []
+    for name in sorted(named - NOT_IN_STEPS):
+        given.note("option", name)
+        try:
+            full_run(subject, _prepared(subject, {name: UNKNOWN}), 0, noise(0, SHAPE))
+        except REFUSALS as refusal:
+            if name not in str(refusal) and UNKNOWN not in str(refusal):
+                problems.append(f"{name}: the message does not say what is wrong: {refusal}")
+        except Exception as error:  # noqa: BLE001 - which other error it is belongs into the report
+            problems.append(f"{name}: {type(error).__name__}: {error}")
+        else:
+            problems.append(f"{name}={UNKNOWN!r} is accepted")
+    if problems:
+        raise Violation("; ".join(problems))
+
+
+def unknown_options_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
+    """An option that the class does not have is no option of its constructor: TypeError."""
+    try:
+        subject.make(no_such_option=1)
+    except (TypeError, *REFUSALS):
+        return
+    raise Violation("the constructor takes no_such_option=1 without a word")
+
+
+# --- runs of combinations ----------------------------------------------------------------------------------------------
+
+
+def combinations_of(subject: SchedulerUnderTest) -> list[Config]:
+    """The pairwise cover of the subject's options, once per subject."""
+    if "cover" not in subject.measured:
+        def excluded(config: Config) -> bool:
+            return contradicts({**subject.base, **config}) or meaningless(subject, config)
+
+        subject.measured["cover"] = pairwise(subject.options, excluded) if len(subject.options) > 1 else []
+    return subject.measured["cover"]
+
+
+def _cases(subject: SchedulerUnderTest) -> Iterator[tuple[Config, int]]:
+    for config in every_option(subject):
+        if not contradicts({**subject.base, **config}) and not meaningless(subject, config):
+            yield from ((config, steps) for steps in COUNTS)
+    for index, config in enumerate(combinations_of(subject)):
+        yield config, COUNTS[index % len(COUNTS)]
+
+
+def _outcome(subject: SchedulerUnderTest, config: Config, steps: int) -> str:
+    """What is wrong with a run: "" if it ends finite or is refused."""
+    try:
+        final = full_run(subject, subject.prepared(steps, **config), 0, noise(0, SHAPE)).final
+    except REFUSALS:
+        return ""
+    except Exception as error:  # noqa: BLE001 - any other error is a finding
+        return f"{type(error).__name__}: {error}"
+    broken = int((~final.isfinite()).sum())
+    return f"{broken} of {final.numel()} results are NaN or infinite" if broken else ""
+
+
+def _smallest(subject: SchedulerUnderTest, config: Config, steps: int) -> Config:
+    """Without the options that the problem does not need."""
+    for name in list(config):
+        fewer = {key: value for key, value in config.items() if key != name}
+        if _outcome(subject, fewer, steps):
+            config = fewer
+    return config
+
+
+def _shown(config: Config) -> str:
+    return ", ".join(f"{name}={value!r}" for name, value in config.items()) or "the defaults"
+
+
+# --- effects -----------------------------------------------------------------------------------------------------------
+
+
+def _numbers(subject: SchedulerUnderTest) -> dict[str, tuple[Any, ...]]:
+    """Numeric options -> the default, and a value that differs from it in a way that most classes allow."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, default in {**defaults(subject.cls), **subject.base}.items():
+        if name in subject.options or isinstance(default, bool):
+            continue
+        if isinstance(default, int):
+            found[name] = (default, max(2, default // 2))
+        elif isinstance(default, float):
+            found[name] = (default, -1.0 if math.isinf(default) else default * (0.8 if name.endswith("ratio") else 1.5))
+    return found
+
+
+def _has_effect(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...]) -> bool:
+    moved = {other: pair[1] for other, pair in _numbers(subject).items() if other != name}
+    rows = [*every_option(subject), *combinations_of(subject)]
+    compared = False
+    for context in (context for row in rows for context in (row, {**row, **moved})):
+        plain = _fingerprint(subject, {**context, name: values[0]})
+        for value in values[1:] if plain is not None else ():
+            other = _fingerprint(subject, {**context, name: value})
+            compared = compared or other is not None
+            if other is not None and other != plain:
+                return True
+    return not compared  # a class that refuses every other value ignores nothing
+
+
+def _prepared(subject: SchedulerUnderTest, config: Config) -> Any:
+    """A scheduler for a run, with the shift that dynamic shifting needs."""
+    scheduler = subject.make(**config)
+    shift = {"mu": 0.8} if scheduler.config.get("use_dynamic_shifting") and subject.takes("set_timesteps", "mu") else {}
+    scheduler.set_timesteps(STEPS, **shift)
+    return scheduler
+
+
+def _fingerprint(subject: SchedulerUnderTest, config: Config) -> tuple[Any, ...] | None:
+    """What a configuration does, to be compared with what another does; None where it does not run."""
+    key = f"fingerprint {sorted(config.items(), key=str)}"
+    if key not in subject.measured:
+        subject.measured[key] = _observe(subject, config)
+    return subject.measured[key]
+
+
+def _observe(subject: SchedulerUnderTest, config: Config) -> tuple[Any, ...] | None:
+    if contradicts({**subject.base, **config}) or meaningless(subject, config):
+        return None
+    try:
+        scheduler = _prepared(subject, config)
+        x = noise(1, SHAPE) * 3.0
+        if hasattr(scheduler, "scale_model_input"):
+            x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        run = full_run(subject, scheduler, 0, x)
+    except Exception:  # noqa: BLE001 - what goes wrong is another contract's finding
+        return None
+    times = tuple(torch.as_tensor(scheduler.timesteps).tolist())
+    told = getattr(scheduler, "network_timestep", lambda t: t)(scheduler.timesteps[0])
+    shapes = tuple(tuple(output.shape) for output in run.outputs)
+    numbers = tuple(tuple(sample.flatten().tolist()) for sample in run.samples)
+    return times, float(told), float(getattr(scheduler, "init_noise_sigma", 1.0)), shapes, numbers
+
+
+CONTRACTS = (
+    Contract(option_pairs_run_or_are_refused),
+    Contract(options_have_an_effect),
+    Contract(unknown_values_are_refused),
+    Contract(unknown_options_are_refused),
+)

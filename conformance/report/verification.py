@@ -1,0 +1,32 @@
+"""What `conformance verify` prints: what did not pass, and one verdict."""
+
+from __future__ import annotations
+
+from conformance.contracts.result import Status
+from conformance.report.console import STYLES, open_console, plain
+from conformance.verify.verification import Verification, check_id
+
+MOST_CASES = 20  # that are shown; the JSON report has all
+
+
+def print_verification(verification: Verification) -> None:
+    """Print contracts that failed or do not apply, fixtures that are not bitwise, complaints, and the verdict line."""
+    console = open_console()
+    for check in verification.checks:
+        if check.status is Status.PASSED:
+            continue
+        waived = check_id(check) in verification.waived
+        style = "yellow" if waived else "red" if check.status is Status.FAILED else "dim"
+        status = "waived" if waived else check.status.value
+        example = f" [{check.example}]" if check.example else ""
+        line = f"[{style}]{status}[/] {check.subject} {check_id(check)}: {plain(check.reason + example)}"
+        console.print(line, soft_wrap=True)
+    told = [case for case in verification.cases if case.message or not case.verdict.green]
+    for case in told[:MOST_CASES]:
+        style = STYLES[case.verdict.value]
+        console.print(f"[{style}]{case.verdict.value}[/] {case.id}: {plain(case.message)}", soft_wrap=True)
+    if len(told) > MOST_CASES:
+        console.print(f"… and {len(told) - MOST_CASES} more fixtures; --json has all")
+    for complaint in verification.complaints:
+        console.print(f"[red]{plain(complaint)}[/]", soft_wrap=True)
+    console.print(f"[bold {'green' if verification.green else 'red'}]{plain(verification.line)}[/]", soft_wrap=True)
