@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from conformance.expectations import Expectation
 
 PROPERTY = "conformance."
+OPTIONAL = ("rho", "max_error", "noise_floor", "first_divergence", "draws_match")  # None in results of some cases
 EXIT_USAGE = 2
 
 
@@ -105,7 +106,8 @@ def replay_fixture(
     def run(fixture_id: str) -> dict[str, object]:
         result = replayer(fixture_id)
         for name, value in result.items():
-            record_property(PROPERTY + name, json.dumps(value) if isinstance(value, dict) else value)
+            if value is not None:  # what is not known has no property
+                record_property(PROPERTY + name, json.dumps(value) if isinstance(value, (dict, bool)) else value)
         return result
 
     return run
@@ -140,8 +142,8 @@ class Summary:
             self._complaints.append(f"{report.nodeid}: {report.longreprtext}")
             self._broken = True
         if report.when == "call" and found:
-            first = found["first_divergence"]
-            self._results.append({**found, "first_divergence": json.loads(first) if isinstance(first, str) else first})
+            known = {name: json.loads(found[name]) for name in ("first_divergence", "draws_match") if name in found}
+            self._results.append({**dict.fromkeys(OPTIONAL), **found, **known})
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -171,6 +173,8 @@ class Summary:
         if not self._results and not self._complaints:
             return
         from conformance.report.console import print_summary
+        from conformance.report.github import report_run
 
         terminalreporter.ensure_newline()
         print_summary(self._results, self._complaints, every_case=self._config.getoption("conformance_table"))
+        report_run(self._results, self._complaints)

@@ -3,7 +3,8 @@
 - docstrings, annotations, decorators, imports, `TypeVar`s and type aliases, `__all__`, `if TYPE_CHECKING`;
 - `raise`, `assert`, warnings and log messages, blocks that do nothing but prepare and raise an error, and functions
   that only such places use. Conditions of these blocks are mutated: what is refused, and what not, is behaviour;
-- `strict=` of zip and formatted strings, which are assertions and text.
+- `strict=` of zip and formatted strings, which are assertions and text;
+- values of plain `Enum` members, which are told apart by identity (those of `str` or `int` enums are mutated).
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Noise:
             for name, nodes in definitions.items()
             if name in helpers or (used is not None and name not in used)
             for node in nodes
-        }
+        } | {id(node) for node in _plain_enum_members(module)}
 
     def skips(self, node: cst.CSTNode) -> bool:
         """Whether the node, with everything inside, is left alone."""
@@ -89,6 +90,16 @@ class Noise:
             return
         for child in node.children:
             yield from self._names_in_messages(child)
+
+
+def _plain_enum_members(module: cst.Module) -> Iterator[cst.CSTNode]:
+    for statement in module.body:
+        if isinstance(statement, cst.ClassDef) and isinstance(statement.body, cst.IndentedBlock):
+            bases = [base.value.value for base in statement.bases if isinstance(base.value, cst.Name)]
+            if bases == ["Enum"] and len(statement.bases) == 1:
+                for line in statement.body.body:
+                    if isinstance(line, cst.SimpleStatementLine):
+                        yield from (small for small in line.body if isinstance(small, cst.Assign))
 
 
 def _definitions(module: cst.Module) -> dict[str, list[cst.CSTNode]]:

@@ -46,7 +46,7 @@ class _Held:
 
 
 class Sandbox:
-    """Gives audited classes as they are when the source of one module is another.
+    """Gives audited classes as they are when the code of a module is another.
 
     Args:
         roots: names of the modules that define the audited classes; imported already.
@@ -67,22 +67,24 @@ class Sandbox:
         return self._affected[module]
 
     @contextmanager
-    def changed(self, module: str, source: str) -> Iterator[Mapping[str, ModuleType]]:
-        """While the context lasts, `module` is what `source` makes it. Yields the modules that were executed anew.
+    def changed(
+        self, codes: Mapping[str, CodeType], extra: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> Iterator[Mapping[str, ModuleType]]:
+        """While the context lasts, the modules named in `codes` are what their code makes of them.
 
-        Raises whatever the changed source raises when it is imported.
+        Args:
+            extra: for a module, globals that it has before its code runs.
+
+        Yields the modules that were executed anew. Raises whatever they raise when they are imported.
         """
-        affected = self.affected(module)
-        path = source_of(sys.modules[module])[1]
-        codes = {name: self._code(name) for name in affected if name != module}
+        affected = sorted({name for module in codes for name in self.affected(module)})
         before = dict(sys.modules)
         held = list(self._held(affected))
-        attributes = [
-            (parent, name, getattr(parent, name, None)) for parent, name in map(self._parent, affected) if parent
-        ]
-        finder = _Finder({name: before[name].__spec__ for name in affected}, codes)
+        parents = [(parent, name) for parent, name in map(self._parent, affected) if parent is not None]
+        attributes = [(parent, name, getattr(parent, name, None)) for parent, name in parents]
+        prepared = {name: codes[name] if name in codes else self._code(name) for name in affected}
+        finder = _Finder({name: before[name].__spec__ for name in affected}, prepared, extra or {})
         try:
-            finder.codes[module] = compile(source, path, "exec", dont_inherit=True)
             for name in affected:
                 del sys.modules[name]
             sys.meta_path.insert(0, finder)
@@ -199,11 +201,16 @@ def _at_import(node: ast.AST) -> Iterator[ast.AST]:
 class _Finder(MetaPathFinder, Loader):
     """Finds the affected modules, and executes prepared code for them."""
 
-    def __init__(self, specs: Mapping[str, ModuleSpec | None], codes: dict[str, CodeType]) -> None:
-        self.specs, self.codes = specs, codes
+    def __init__(
+        self,
+        specs: Mapping[str, ModuleSpec | None],
+        codes: Mapping[str, CodeType],
+        extra: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self._specs, self._codes, self._extra = specs, codes, extra
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
-        old = self.specs.get(fullname)
+        old = self._specs.get(fullname)
         if old is None:
             return None
         return importlib.util.spec_from_file_location(
@@ -214,4 +221,5 @@ class _Finder(MetaPathFinder, Loader):
         return None
 
     def exec_module(self, module: ModuleType) -> None:
-        exec(self.codes[module.__name__], module.__dict__)
+        vars(module).update(self._extra.get(module.__name__, {}))
+        exec(self._codes[module.__name__], vars(module))

@@ -10,13 +10,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from conformance.audit.checks import Check, checks_for
-from conformance.audit.coverage import executed_lines
+from conformance.audit.coverage import NOTE, with_notes
 from conformance.audit.limit import TooLong, time_limit
 from conformance.audit.mutants import Mutant, mutants_of
 from conformance.audit.sandbox import Sandbox, source_of
@@ -48,11 +47,15 @@ class Request:
 
 @dataclass
 class Baseline:
-    """What a check says about a class that is not mutated: outcome, seconds, and the lines of each file it executes."""
+    """What a check says about a class that is not mutated.
+
+    Attributes:
+        lines: for each audited module, the first lines of the statements that it executes.
+    """
 
     outcome: str
     seconds: float
-    lines: dict[str, set[int]]
+    lines: dict[str, frozenset[int]]
 
 
 @dataclass(frozen=True)
@@ -145,17 +148,25 @@ class Audit:
         Raises:
             ConformanceError: no check is left.
         """
-        files = [source_of(sys.modules[name])[1] for name in self.modules]
+        lines: dict[str, set[int]] = {name: set() for name in self.modules}
         left_out = []
-        for s, subject in enumerate(self.subjects):
-            for c, check in enumerate(subject.checks):
-                start = time.process_time()
-                outcome, lines = executed_lines(files, partial(check.outcome, subject.cls))
-                seconds = time.process_time() - start
-                if check.passes(outcome):
-                    self.baseline[s, c] = Baseline(outcome, seconds, lines)
-                else:
-                    left_out.append(f"{subject.cls.__name__}: {check.name}: {outcome}")
+        codes = {name: with_notes(*source_of(sys.modules[name])) for name in self.modules}
+        notes = {name: {NOTE: lines[name].add} for name in self.modules}
+        with self.sandbox.changed(codes, notes) as modules, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for s, subject in enumerate(self.subjects):
+                cls = getattr(modules[subject.cls.__module__], subject.cls.__name__)
+                for c, check in enumerate(subject.checks):
+                    for found in lines.values():
+                        found.clear()
+                    start = time.process_time()
+                    outcome = check.outcome(cls)
+                    seconds = time.process_time() - start
+                    if check.passes(outcome):
+                        executed = {name: frozenset(found) for name, found in lines.items()}
+                        self.baseline[s, c] = Baseline(outcome, seconds, executed)
+                    else:
+                        left_out.append(f"{subject.cls.__name__}: {check.name}: {outcome}")
         if not self.baseline:
             raise ConformanceError(
                 f"{', '.join(self.request.subjects)} passes none of the checks: nothing to audit with"
@@ -180,15 +191,15 @@ class Audit:
         """Hold one mutant against the checks that execute it, until one notices it."""
         start = time.process_time()
         source, path = source_of(sys.modules[mutant.module])
-        covering = self._covering(mutant, path)
+        covering = self._covering(mutant)
         tried, noticed = 0, ("", "", "")
         if covering:
             with warnings.catch_warnings(), ExitStack() as stack:
                 warnings.simplefilter("ignore")
                 try:
                     with time_limit(LEAST_SECONDS):
-                        changed = self.sandbox.changed(mutant.module, mutant.source(source))
-                        modules = stack.enter_context(changed)
+                        code = compile(mutant.source(source), path, "exec", dont_inherit=True)
+                        modules = stack.enter_context(self.sandbox.changed({mutant.module: code}))
                 except TooLong:
                     noticed = ("time", "", "importing it does not end")
                 except Exception as error:  # noqa: BLE001 - any failure at import is what the mutation did
@@ -219,7 +230,7 @@ class Audit:
                 return tried, (check.kind, check.name, outcome)
         return len(covering), ("", "", "")
 
-    def _covering(self, mutant: Mutant, path: str) -> list[tuple[int, int]]:
+    def _covering(self, mutant: Mutant) -> list[tuple[int, int]]:
         """Checks that execute the mutant's lines, the most promising first."""
         first, last = mutant.lines
         affected = self.sandbox.affected(mutant.module)
@@ -227,7 +238,7 @@ class Audit:
             key
             for key, baseline in self.baseline.items()
             if self.subjects[key[0]].cls.__module__ in affected
-            and (mutant.at_import or any(first <= line <= last for line in baseline.lines[path]))
+            and (mutant.at_import or any(first <= line <= last for line in baseline.lines[mutant.module]))
         ]
         return sorted(keys, key=lambda key: (-self.records[key].rate, key))
 

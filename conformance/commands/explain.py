@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from conformance.commands import Device, Dtype, Fixtures, Implementation, guarded
+from conformance.commands import Device, Dtype, Fixtures, Implementation, Pythonpath, guarded
 from conformance.errors import ConformanceError
 
 
@@ -15,6 +15,7 @@ from conformance.errors import ConformanceError
 def explain(
     case: Annotated[str, typer.Argument(help="A fixture's id.")],
     implementation: Implementation = "diffusers_ref",
+    pythonpath: Pythonpath = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     fixtures: Fixtures = None,
@@ -30,7 +31,7 @@ def explain(
     if report is not None and not report.resolve().parent.is_dir():
         raise ConformanceError(f"--json {report}: there is no such folder")
     fixture = open_library(fixtures).get(case)
-    explanation = explain_case(fixture, open_implementation(implementation), Settings.of(device, dtype))
+    explanation = explain_case(fixture, open_implementation(implementation, pythonpath), Settings.of(device, dtype))
     print_explanation(explanation)
     if report is not None:
         write_explanation(explanation, report)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from conformance.commands import Device, Dtype, Fixtures, Implementation, Select, Tier, guarded
+from conformance.commands import Device, Dtype, Fixtures, Implementation, Pythonpath, Select, Tier, guarded
 from conformance.errors import ConformanceError
 
 
@@ -15,6 +15,7 @@ from conformance.errors import ConformanceError
 def run(
     select: Select = None,
     implementation: Implementation = "diffusers_ref",
+    pythonpath: Pythonpath = None,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     tier: Tier = "default",
@@ -37,7 +38,7 @@ def run(
         raise ConformanceError(f"tier {tier!r}; allowed: {', '.join(TIERS)}")
     open_library(fixtures).select(select or (), tier)
     Settings.of(device, dtype)
-    open_implementation(implementation)
+    open_implementation(implementation, pythonpath)  # the import path holds for the workers, too
     if expectations is not None:
         read_expectations(expectations)
     if report is not None and not report.resolve().parent.is_dir():

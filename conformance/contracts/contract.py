@@ -70,6 +70,7 @@ class Given:
     Attributes:
         profile: how hard to look, for a check that searches by itself.
         began: the process's time when the contract began.
+        stopped: whether the search was ended before its time. hypothesis may take that for a flaky check.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Given:
         self._data = data
         self.profile = profile or Profile()
         self.began = time.process_time() if began is None else began
+        self.stopped = False
         self.drawn: dict[str, Any] = {}
 
     @property
@@ -88,6 +90,7 @@ class Given:
     def stop_if_out_of_time(self) -> None:
         """Ends the search, at what it has found so far, once the contract has looked long enough."""
         if self.out_of_time:
+            self.stopped = True
             raise _Enough
 
     def draw(self, name: str, strategy: st.SearchStrategy[Value]) -> Value:
@@ -141,57 +144,78 @@ class Contract:
 
     def hold(self, subject: Any, profile: Profile | None = None) -> CheckResult:
         """Hold the contract against `subject`. Never raises for what the subject does: any failure is the result."""
-        profile = profile or Profile()
+        trial = _Trial(self, subject, profile or Profile())
         start = time.perf_counter()
-        last = Given(profile=profile)
-        held, missing = 0, NotApplicable("no example was found")
-        failure: Exception | None = None
+        with torch.no_grad(), _random_states_kept(), _quiet():
+            outcome = trial.outcome()
+        example = "" if outcome is None else trial.last.example
+        seconds = time.perf_counter() - start
+        if outcome is None:
+            return CheckResult(self.name, subject.name, Status.PASSED, seconds=seconds)
+        if isinstance(outcome, NotApplicable):
+            return CheckResult(self.name, subject.name, Status.NOT_APPLICABLE, str(outcome), example, seconds=seconds)
+        if isinstance(outcome, Violation):
+            return CheckResult(self.name, subject.name, Status.FAILED, outcome.reason, example, step=outcome.step,
+                               seconds=seconds, **outcome.figures)  # fmt: skip
+        reason = f"{type(outcome).__name__}: {outcome} ({_innermost(outcome)})"
+        return CheckResult(self.name, subject.name, Status.FAILED, reason, example, seconds=seconds)
 
-        def one(data: st.DataObject) -> None:
-            nonlocal last, held, missing, failure
-            if failure is None:  # else hypothesis shrinks, or tries again what failed
-                last.stop_if_out_of_time()
-            last = Given(data, profile, last.began)
-            try:
-                self.check(subject, last)
-            except NotApplicable as reason:  # to this example; the contract applies if it does to any
-                missing = reason
-                return
-            except Exception as error:
-                failure = error
-                raise
-            held += 1
 
-        def result(status: Status, reason: str = "", **figures: Any) -> CheckResult:
-            example = "" if status is Status.PASSED else last.example
-            return CheckResult(self.name, subject.name, status, reason, example, **figures,
-                               seconds=time.perf_counter() - start)  # fmt: skip
+class _Trial:
+    """One contract, one subject: tries examples until one fails, and then smaller ones.
 
+    Attributes:
+        last: what was drawn for the example that decides.
+    """
+
+    def __init__(self, contract: Contract, subject: Any, profile: Profile) -> None:
+        self._contract, self._subject, self._profile = contract, subject, profile
+        self.last = Given(profile=profile)
+        self._began = self.last.began
+        self._tried = self._held = False
+        self._missing: NotApplicable | None = None
+        self._failed: tuple[Exception, Given] | None = None
+
+    def outcome(self) -> Exception | None:
+        """None if the contract holds, else what was raised."""
         try:
-            with torch.no_grad(), _random_states_kept(), _quiet():
-                if self.examples == 1:
-                    self.check(subject, last)
-                else:
-                    self._search(one, profile)
-                    if not held:
-                        raise missing
-        except NotApplicable as reason:
-            return result(Status.NOT_APPLICABLE, str(reason))
-        except _Enough:
-            return result(Status.PASSED) if held or self.examples == 1 else result(Status.NOT_APPLICABLE, str(missing))
-        except Flaky:
-            return result(Status.FAILED, f"not in every try, but once: {failure}")
-        except Violation as violation:
-            return result(Status.FAILED, violation.reason, step=violation.step, **violation.figures)
+            if self._contract.examples == 1:
+                self._contract.check(self._subject, self.last)
+            else:
+                self._search()
+        except (_Enough, Flaky) as end:
+            flaky = isinstance(end, Flaky) and not self.last.stopped
+            error, self.last = self._failed or (None, self.last)
+            if flaky:
+                return Violation(f"in one of two equal tries: {error or end}")
+            if error is not None:
+                return error
         except Exception as error:  # noqa: BLE001 - an error inside the subject is a finding, not a crash of the harness
-            return result(Status.FAILED, f"{type(error).__name__}: {error} ({_innermost(error)})")
-        return result(Status.PASSED)
+            return error
+        return None if self._held else self._missing
 
-    def _search(self, one: Callable[[st.DataObject], None], profile: Profile) -> None:
-        test = profile.search(self.examples)(given(st.data())(one))
-        if profile.seed is not None:
-            test = seed(profile.seed)(test)
+    def _search(self) -> None:
+        test = self._profile.search(self._contract.examples)(given(st.data())(self._try))
+        if self._profile.seed is not None:
+            test = seed(self._profile.seed)(test)
         test()
+
+    def _try(self, data: st.DataObject) -> None:
+        example = Given(data, self._profile, self._began)
+        patience = self._profile.patience * (3 if self._failed else 1)  # to find a failure, and to make it smaller
+        if self._tried and time.process_time() - self._began > patience:
+            self.last.stopped = True
+            raise _Enough
+        self.last, self._tried = example, True
+        try:
+            self._contract.check(self._subject, example)
+        except NotApplicable as missing:  # to this example; the contract applies if it does to any
+            self._missing = missing
+        except Exception as error:
+            self._failed = error, example
+            raise
+        else:
+            self._held = True
 
 
 @contextmanager

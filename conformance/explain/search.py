@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from conformance.compare import Verdict
@@ -53,7 +53,7 @@ class Round:
     @property
     def closest(self) -> Attempt | None:
         """Where all are refuted: the repair after which the error was smallest, if it fell noticeably."""
-        near = [a for a in self.attempts if a.state is not None and a.fall >= CLOSEST]
+        near = [a for a in self.attempts if not a.reproduction and a.fall >= CLOSEST]
         return max(near, key=lambda attempt: attempt.fall, default=None) if self.hint is None else None
 
     @property
@@ -112,7 +112,7 @@ class Explanation:
     @property
     def complete(self) -> bool:
         """Whether the case passes with all hints applied, or its steps are those of the original with the last one."""
-        reproduced = bool(self.hints) and self.hints[-1].state is None
+        reproduced = bool(self.hints) and self.hints[-1].reproduction
         confirmed = all(hint.finding is Finding.CONFIRMED for hint in self.hints)
         return (self.final is not None and self.final.verdict.green) or (reproduced and confirmed)
 
@@ -120,7 +120,7 @@ class Explanation:
 def explain(
     fixture: Fixture, implementation: Implementation, settings: Settings, causes: Sequence[Cause] = CAUSES
 ) -> Explanation:
-    """Replay the case and, if it diverges, say where and why.
+    """Replay the case and, if it diverges, say where and why. A network's divergence is located, a sampler's tried.
 
     Raises:
         FixtureError: the fixture itself is damaged.
@@ -133,7 +133,7 @@ def explain(
     final: CaseResult | None = None
     if result.verdict is Verdict.DIVERGENT:
         module = localise(fixture, implementation, settings, result)
-        rounds, last = _search(state, causes)
+        rounds, last = _search(state, causes if module is None else ())
         final = last.result if last.repairs else None
     return Explanation(fixture, result, module, rounds, final, time.perf_counter() - start)
 
@@ -145,15 +145,25 @@ def _merit(attempt: Attempt) -> tuple[int, bool, float]:
 
 def _search(state: State, causes: Sequence[Cause]) -> tuple[list[Round], State]:
     rounds: list[Round] = []
-    while len(rounds) < ROUNDS and not state.result.verdict.green:
+    while causes and len(rounds) < ROUNDS and not state.result.verdict.green:
         begin = state.shortened()
-        turn = Round([_attempt(begin, cause.name, t) for cause in causes for t in cause.trials(begin)], begin.calls)
+        turn = Round(list(_attempts(begin, causes)), begin.calls)
         rounds.append(turn)
         if turn.hint is None or turn.hint.state is None:
             break
         kept = turn.hint.state
-        state = kept if begin.calls is None else state.repaired(kept.repairs[-1])
+        state = kept if begin.calls is None else state.changed(kept.repairs[-1]).replayed()
     return rounds, state
+
+
+def _attempts(state: State, causes: Sequence[Cause]) -> Iterator[Attempt]:
+    """All trials; of a pipeline, whose replays take long, up to the first that leaves nothing."""
+    for cause in causes:
+        for trial in cause.trials(state):
+            attempt = _attempt(state, cause.name, trial)
+            yield attempt
+            if attempt.green and state.whole.manifest.kind == "pipeline":
+                return
 
 
 def _attempt(state: State, cause: str, trial: Trial) -> Attempt:

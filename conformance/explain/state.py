@@ -96,9 +96,13 @@ class State:
     def target(self) -> Target:
         return Target.of(self.result)
 
-    def repaired(self, *more: Alteration) -> State:
-        """The state with more repairs, replayed."""
-        return dataclasses.replace(self, repairs=(*self.repairs, *more))._replayed()
+    def changed(self, alteration: Alteration) -> State:
+        """The state with one more repair, not replayed: its result is still the old one."""
+        return dataclasses.replace(self, repairs=(*self.repairs, alteration))
+
+    def replayed(self) -> State:
+        """The state with the result that belongs to it."""
+        return dataclasses.replace(self, result=replay(self.fixture, self.implementation, self.settings))
 
     def shortened(self) -> State:
         """The beginning of a long sampler's case, as far as the first divergence; else the state itself."""
@@ -107,10 +111,7 @@ class State:
         is_sampler = self.whole.manifest.kind == "scheduler"
         if not is_sampler or self.at("timesteps") or not self.result.comparisons or calls >= len(times):
             return self
-        return dataclasses.replace(self, calls=calls)._replayed()
-
-    def _replayed(self) -> State:
-        return dataclasses.replace(self, result=replay(self.fixture, self.implementation, self.settings))
+        return dataclasses.replace(self, calls=calls).replayed()
 
     def at(self, *outputs: str) -> bool:
         """Whether the first divergence is in one of these outputs, in any precision."""

@@ -19,6 +19,7 @@ import torch
 
 from conformance.compare import FLOAT64, Comparison, Verdict, relative_errors
 from conformance.explain.alteration import Alteration
+from conformance.explain.screening import error_at_first_sight
 from conformance.explain.state import DRAWS, State, Target
 from conformance.fixture import Fixture
 from conformance.replay import CaseResult
@@ -84,10 +85,11 @@ class Attempt:
         statement, change: of the trial.
         finding: what it says.
         before, after: error at the target, relative; inf where shapes differ, 0 or 1 for the random stream.
-        verdict: of the case with the change; None for a reproduction.
+        reproduction: the original's step was changed, not the implementation.
+        verdict: of the case with the change; None for a reproduction, and for a repair that was refuted at first sight.
         then: the first divergence with the change, if there is one.
         remaining: largest error of that; 0 if there is none.
-        state: where the search would go on from; None for a reproduction.
+        state: where the search would go on from; None as above.
     """
 
     cause: str
@@ -96,6 +98,7 @@ class Attempt:
     finding: Finding
     before: float
     after: float
+    reproduction: bool = False
     verdict: Verdict | None = None
     then: Target | None = None
     remaining: float = 0.0
@@ -115,10 +118,15 @@ class Attempt:
 
 def try_repair(state: State, cause: str, repair: Repair) -> Attempt:
     """What a replay with the change says about the cause."""
-    changed = state.repaired(repair.alteration)
-    result = changed.result
     target, output = state.target, _measured(state)
-    before, after = (_error(state.fixture, r, output, target.step) for r in (state.result, result))
+    before = _error(state.fixture, state.result, output, target.step)
+    changed = state.changed(repair.alteration)
+    seen = error_at_first_sight(changed, output, target.step)
+    if seen is not None and seen * NOTICEABLE > before:
+        return Attempt(cause, repair.statement, repair.change, Finding.REFUTED, before, seen, remaining=math.inf)
+    changed = changed.replayed()
+    result = changed.result
+    after = _error(state.fixture, result, output, target.step)
     finding = Finding.REFUTED
     if result.verdict in (Verdict.ERROR, Verdict.UNSUPPORTED):
         after = math.inf
@@ -135,7 +143,9 @@ def try_repair(state: State, cause: str, repair: Repair) -> Attempt:
     remaining = math.inf if refuted else 0.0 if first is None else first.error
     note = "" if refuted else repair.note()
     statement = f"{repair.statement} ({note})" if note else repair.statement
-    return Attempt(cause, statement, repair.change, finding, before, after, result.verdict, then, remaining, changed)
+    return Attempt(
+        cause, statement, repair.change, finding, before, after, False, result.verdict, then, remaining, changed
+    )
 
 
 def try_reproduction(state: State, cause: str, trial: Reproduction) -> Attempt:
@@ -152,7 +162,7 @@ def try_reproduction(state: State, cause: str, trial: Reproduction) -> Attempt:
     if bool(seen[step]) and float(gap[step]) * PARTLY <= float(away[step]):
         finding = Finding.CONFIRMED if bool((gap[seen] * PARTLY <= away[seen]).all()) else Finding.PARTLY
     before, after = float(away[step]), float(gap[step])
-    return Attempt(cause, trial.statement, trial.change, finding, before, after, remaining=after)
+    return Attempt(cause, trial.statement, trial.change, finding, before, after, reproduction=True, remaining=after)
 
 
 def observed_steps(result: CaseResult) -> torch.Tensor | None:

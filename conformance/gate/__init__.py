@@ -43,9 +43,7 @@ class Report:
         return [change for change in self.changes if change.status in red]
 
 
-def take(
-    implementation: Implementation, settings: Settings, select: Sequence[str] = (), workers: int = 1
-) -> Baseline:
+def take(implementation: Implementation, settings: Settings, select: Sequence[str] = (), workers: int = 1) -> Baseline:
     """Run fixtures and freshly planned probes, and keep everything that comes out.
 
     Args:
@@ -147,7 +145,7 @@ def _replayed(name: str, implementation: Implementation, settings: Settings) -> 
 
 def _probed(probe: Probe, cls: type, settings: Settings) -> Case:
     outputs = run(probe, cls, settings.dtype, settings.device)
-    exact = tuple(name for name in outputs if name.startswith(("table.", "draws")))
+    exact = tuple(name for name in outputs if name.startswith(("made.", "table.", "draws")))
     return Case(outputs, exact=exact, cls=probe.cls, choices=dict(probe.choices))
 
 

@@ -107,7 +107,9 @@ def read_baseline(path: Path) -> Baseline:
         raise ConformanceError(f"baseline {path}: format {header.get('format')!r}; this version reads {FORMAT}")
     damaged = [name for name, tensor in tensors.items() if _digest(tensor) != name]
     if damaged:
-        raise ConformanceError(f"baseline {path}: damaged: {len(damaged)} of {len(tensors)} tensors have other contents")
+        raise ConformanceError(
+            f"baseline {path}: damaged: {len(damaged)} of {len(tensors)} tensors have other contents"
+        )
     try:
         return Baseline(
             header["implementation"]["name"],
@@ -150,5 +152,10 @@ def _unpack(data: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]) -> Cas
 def _digest(tensor: torch.Tensor) -> str:
     """32 hex digits of SHA-256 over dtype, shape and bytes."""
     digest = hashlib.sha256(f"{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-    digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    digest.update(raw(tensor).numpy().tobytes())
     return digest.hexdigest()[:32]
+
+
+def raw(tensor: torch.Tensor) -> torch.Tensor:
+    """(n,) uint8: the bytes of a CPU tensor, row major."""
+    return tensor.reshape(-1).clone(memory_format=torch.contiguous_format).view(torch.uint8)

@@ -34,7 +34,7 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
     "beta_start": (0.001,),
     "beta_end": (0.01,),
     "trained_betas": ("quadratic",),  # see `conformance.gate.driver.decoded`
-    "num_train_timesteps": (100,),
+    "num_train_timesteps": (100, 10),  # 10: as many as steps can be
     "clip_sample_range": (0.5,),
     "sample_max_value": (1.5,),
     "dynamic_thresholding_ratio": (0.7,),

@@ -72,8 +72,9 @@ class Run:
     def _run(self) -> None:
         config = {name: decoded(name, value, self.choices) for name, value in self._arguments("config").items()}
         scheduler = self.cls(**config)
+        self._keep_tables(scheduler, "made")
         self._set_timesteps(scheduler)
-        self._keep_tables(scheduler)
+        self._keep_tables(scheduler, "table")
         if self.choices.get("again"):
             self._loop(scheduler)
             self._set_timesteps(scheduler)
@@ -170,12 +171,12 @@ class Run:
 
     # --- what is kept beside the run ---------------------------------------------------------------------------------
 
-    def _keep_tables(self, scheduler: Any) -> None:
-        """Public attributes that hold numbers, after `set_timesteps`."""
+    def _keep_tables(self, scheduler: Any, when: str) -> None:
+        """Public attributes that hold numbers: as made, or after `set_timesteps`."""
         for name in sorted({*TABLES, *(n for n in vars(scheduler) if not n.startswith("_"))}):
             table = _as_tensor(getattr(scheduler, name, None))
             if table is not None:
-                self.found[f"table.{name}"] = table
+                self.found[f"{when}.{name}"] = table
 
     def _keep_forward(self, scheduler: Any, when: str) -> None:
         """The forward process at the first and the last entry of the grid."""
@@ -228,7 +229,9 @@ class ImageModel:
         times = [abs(float(t)) for t in scheduler.timesteps]
         self.continuous = max(times, default=0.0) <= 20  # log σ/4, or an angle
         self.widening = int(config.get("n_grid", 1))
-        self.masked = "emit_mask" in inspect.signature(scheduler.step).parameters if hasattr(scheduler, "step") else False
+        self.masked = (
+            "emit_mask" in inspect.signature(scheduler.step).parameters if hasattr(scheduler, "step") else False
+        )
 
     def __call__(self, sample: torch.Tensor, t: Any) -> torch.Tensor:
         to_network = getattr(self.scheduler, "network_timestep", None)
@@ -279,7 +282,9 @@ class NoiseStream:
     def instead_of_randn(self, handed: torch.Generator) -> Iterator[None]:
         def randn(*sizes: Any, size: Any = None, generator: Any = None, dtype: Any = None, device: Any = None, **_: Any
                   ) -> torch.Tensor:  # fmt: skip
-            shape = size if size is not None else sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+            shape = (
+                size if size is not None else sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
+            )
             own = isinstance(generator, (list, tuple)) or generator is handed
             self.log += [self.evaluation, math.prod(shape), int(own)]
             return self.draw(shape, dtype).to(device or "cpu")

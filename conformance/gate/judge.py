@@ -26,7 +26,7 @@ from conformance.compare import (
     relative_errors,
 )
 from conformance.contracts.measure import ulp_distance
-from conformance.gate.baseline import Case
+from conformance.gate.baseline import Case, raw
 from conformance.gate.driver import Outcome
 
 FLOAT64_TOLERANCE = 1e-12
@@ -97,9 +97,7 @@ class _Moved:
 def judge(name: str, before: Case, after: Case, policy: Policy) -> Change:
     """Compare one case with the baseline's."""
     moved = [found for output in before.outputs if (found := _output(output, before, after, policy)) is not None]
-    moved += [
-        _Moved(output, False, f"{output} is new") for output in after.outputs if output not in before.outputs
-    ]
+    moved += [_Moved(output, False, f"{output} is new") for output in after.outputs if output not in before.outputs]
     order = [verdict.value for verdict in Verdict]
     detail = ""
     worse = order.index(after.verdict) > order.index(before.verdict) if before.verdict else False
@@ -165,7 +163,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Same dtype, shape and bits."""
     if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    return torch.equal(*(t.contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))
+    return torch.equal(raw(a), raw(b))
 
 
 def _words(outcome: Outcome | None) -> str:

@@ -1,5 +1,7 @@
 """All-pairs covers: few rows of choices in which every two values of every two factors meet.
 
+Each value is also tried alone, with everything else plain, so that what it does is not hidden by another one.
+
 Values that cannot stand together are learned from the subject itself. A row that does not work is reduced to the
 smallest combination that fails; rows that hold it are avoided from then on, and the combination is reported.
 """
@@ -24,7 +26,8 @@ class Cover:
         works: whether a row, a complete choice, can be used; must be deterministic. It is asked once per row.
 
     Attributes:
-        rows: working rows that cover all pairs that can be covered, in a deterministic order; the plain one first.
+        rows: working rows that cover all pairs that can be covered, in a deterministic order: the plain one, those
+            with one other value, the rest.
         failing: rows that differ from the plain one in nothing but the combination that fails.
     """
 
@@ -49,16 +52,24 @@ class Cover:
             (a, b) for one, other in combinations(cells, 2) for a in one for b in other
         )  # an ordered set
         self._strike(uncovered, plain)
+        for factor, values in enumerate(self._values):
+            for value in range(1, len(values)):
+                self._try((*plain[:factor], value, *plain[factor + 1 :]), uncovered)
         while uncovered:
             pair = next(iter(uncovered))
             cells_of_row = self._complete(pair, uncovered)
             if cells_of_row is None:
                 del uncovered[pair]
-            elif self._works(cells_of_row):
-                self.rows.append(self._row(cells_of_row))
-                self._strike(uncovered, cells_of_row)
             else:
-                self._learn(cells_of_row)
+                self._try(cells_of_row, uncovered)
+
+    def _try(self, row: tuple[int, ...], uncovered: dict[tuple[Cell, Cell], None]) -> None:
+        """Keep a row if it works, else learn from it."""
+        if self._works(row):
+            self.rows.append(self._row(row))
+            self._strike(uncovered, row)
+        elif not any(self._is_forbidden(cell, dict(enumerate(row))) for cell in enumerate(row)):
+            self._learn(row)
 
     def _complete(self, pair: tuple[Cell, Cell], uncovered: Mapping[tuple[Cell, Cell], None]) -> tuple[int, ...] | None:
         """A row with `pair` that covers many uncovered pairs and holds no forbidden combination, or None."""

@@ -37,7 +37,9 @@ def import_from(folder: Path, name: str) -> None:
         try:
             importlib.import_module(package)
         except Exception as error:
-            raise ConformanceError(f"{folder / package}: cannot be imported: {type(error).__name__}: {error}") from error
+            raise ConformanceError(
+                f"{folder / package}: cannot be imported: {type(error).__name__}: {error}"
+            ) from error
         if not _lies_in(package, folder):
             raise ConformanceError(f"{package!r} was imported from {sys.modules[package].__file__}, not from {folder}")
 

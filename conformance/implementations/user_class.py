@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import typing
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from conformance.errors import ConformanceError, Unsupported
 from conformance.fixture import Subject
 from conformance.implementations.assembly import assemble_pipeline, quiet, small_instance
 from conformance.implementations.base import Implementation, Scheduler
-from conformance.implementations.subjects import Subjects
+from conformance.implementations.subjects import TINY_UNET, Subjects
 
 
 class UserImplementation(Implementation):
@@ -60,11 +61,13 @@ class UserImplementation(Implementation):
 
     @property
     def scheduler_classes(self) -> list[type]:
-        """The class itself, or the schedulers of a pipeline: its `scheduler_class`, and those of its own file."""
+        """The class itself, or the schedulers of a pipeline: its `scheduler_class`, or the class that its constructor
+        names as type of `scheduler`, and those of its own file.
+        """
         if self.kind == "scheduler":
             return [self.cls]
-        named = getattr(self.cls, "scheduler_class", None)
-        found = [named] if isinstance(named, type) else []
+        named = getattr(self.cls, "scheduler_class", None) or _annotated_scheduler(self.cls)
+        found = [named] if isinstance(named, type) and _is_scheduler(named) else []
         beside = vars(sys.modules[self.cls.__module__]).values() if self.cls.__module__ in sys.modules else ()
         own = [value for value in beside if isinstance(value, type) and value.__module__ == self.cls.__module__]
         return found + [value for value in own if _is_scheduler(value) and value not in found]
@@ -88,22 +91,23 @@ class UserImplementation(Implementation):
     def subjects(self) -> Subjects:
         """A scheduler's class; a small network; a small pipeline and the schedulers of its own file.
 
-        A pipeline is made from a small UNet2DModel of its library and its first scheduler, a network with its defaults,
-        unless the class has a class method `conformance_subject` that returns an instance.
+        A pipeline is made from a small UNet2DModel of its library and its first scheduler, a network with its defaults
+        (a UNet2DModel with a small size), unless a class method `conformance_subject` returns an instance.
         """
         cls: Any = self.cls
         name = cls.__name__
         if self.kind == "scheduler":
             return {name: partial(small_instance, cls, partial(_itself, cls))}
         if self.kind == "model":
-            return {name: lambda: small_instance(cls, cls).eval()}
+            size = TINY_UNET if any(base.__name__ == "UNet2DModel" for base in cls.__mro__) else {}
+            return {name: lambda: small_instance(cls, partial(cls, **size)).eval()}
         own = [found for found in self.scheduler_classes if found.__module__ == cls.__module__]
         schedulers: Subjects = {found.__name__: partial(_itself, found) for found in own}
         return {name: partial(small_instance, cls, self._small_pipeline), **schedulers}
 
     def _small_pipeline(self) -> Any:
         if not self.scheduler_classes:
-            raise Unsupported("it names no scheduler_class, and its file has no scheduler")
+            raise Unsupported("neither a scheduler_class nor a type of `scheduler` says what it samples with")
         return assemble_pipeline(self.cls, self._library.subjects()["UNet2DModel"](), self.scheduler_classes[0]())
 
     # --- building -----------------------------------------------------------------------------------------------------
@@ -215,6 +219,13 @@ def load_class(location: str) -> type:
         classes = sorted(key for key, value in vars(module).items() if isinstance(value, type))
         raise ConformanceError(f"{place} has no class {name!r}; it has: {', '.join(classes[:10]) or 'none'}")
     return found
+
+
+def _annotated_scheduler(cls: type) -> Any:
+    try:
+        return typing.get_type_hints(cls.__init__).get("scheduler")  # type: ignore[misc]
+    except (NameError, TypeError):  # names that exist for type checkers only
+        return None
 
 
 def _itself(cls: type) -> type:

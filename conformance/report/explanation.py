@@ -135,12 +135,12 @@ def _how_sure(turn: Round) -> str:
 
 def _effect(explanation: Explanation, turn: Round, hint: Attempt) -> str:
     """The change that was tried, and what became of the divergence."""
-    if hint.verdict is None:
+    if hint.reproduction:
         return (
             f"reproduced: the original's step {plain(hint.change)} gives what this step gives to {hint.after:.1e}; "
             f"the recording is {hint.before:.1e} away"
         )
-    if hint.green:
+    if hint.green and hint.verdict is not None:
         return f"with {plain(hint.change)}: {_fall(hint)}, and the case is {hint.verdict.value}"
     then = "" if hint.then is None else f"; then {hint.then.output}{_where(explanation.fixture, hint.then)} diverges"
     return f"with {plain(hint.change)}: {_fall(hint)}{then}"
@@ -179,7 +179,7 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
         "statement": attempt.statement,
         "change": attempt.change,
         "finding": attempt.finding.value,
-        "kind": "reproduction" if attempt.verdict is None else "repair",
+        "kind": "reproduction" if attempt.reproduction else "repair",
         "before": attempt.before if math.isfinite(attempt.before) else None,
         "after": attempt.after if math.isfinite(attempt.after) else None,
         "verdict": None if attempt.verdict is None else attempt.verdict.value,

@@ -71,7 +71,9 @@ def report_gate(report: Report, strict: bool) -> None:
             head.append(_row(g.name, g.status.value, str(len(g.changes)), str(g.outputs), _figure(g.max_ulp, ".3g"),
                              _figure(g.max_error, ".1e"), step))  # fmt: skip
         head += ["", "| case | status | detail |", "|---|---|---|"]
-    rows = [_row(c.id, c.status.value, f"{c.title}: {c.detail}" if c.title else c.detail) for g in groups for c in g.changes]
+    rows = [
+        _row(c.id, c.status.value, f"{c.title}: {c.detail}" if c.title else c.detail) for g in groups for c in g.changes
+    ]
     _write_summary(head, rows)
     failing = [(f"{g.name}: {g.status.value}", c.id, c.detail) for g in groups for c in g.changes if c.id in red]
     moved = [(f"{g.name}: {g.status.value}", c.id, c.detail) for g in groups for c in g.changes if c.id not in red]

@@ -48,7 +48,7 @@ class FlowScheduler:
         return ((1 - sigma) * sample.float() + sigma * noise.float()).to(sample.dtype)
 
 
-# --- life --------------------------------------------------------------------------------------------------------------
+# --- life -----------------------------------------------------------------------------------------------------------
 
 
 class EndsInNaN(DDIMScheduler):
@@ -108,7 +108,7 @@ class RemembersTheLastGrid(DDIMScheduler):
         return SchedulerOutput(super().step(*args, **options).prev_sample * self.slope)
 
 
-# --- grid --------------------------------------------------------------------------------------------------------------
+# --- grid -----------------------------------------------------------------------------------------------------------
 
 
 class TurnsBack(DDIMScheduler):
@@ -165,7 +165,7 @@ class SortsTimesteps(DDPMScheduler):
         super().set_timesteps(num_inference_steps, timesteps=timesteps and sorted(timesteps, reverse=True))
 
 
-# --- starts ------------------------------------------------------------------------------------------------------------
+# --- starts ---------------------------------------------------------------------------------------------------------
 
 
 class StartsOneLate(DDIMScheduler):
@@ -192,7 +192,7 @@ class SlidesToTheNextStep(PNDMScheduler):
         return super()._locate(timestep, expected) if expected is None else min(expected, len(self._times) - 1)
 
 
-# --- tensors -----------------------------------------------------------------------------------------------------------
+# --- tensors --------------------------------------------------------------------------------------------------------
 
 
 class AlwaysFloat32(DDIMScheduler):
@@ -254,7 +254,7 @@ class ComputesInFloat32(DDIMScheduler):
         return SchedulerOutput(result.prev_sample.to(sample.dtype))
 
 
-# --- randomness --------------------------------------------------------------------------------------------------------
+# --- randomness -----------------------------------------------------------------------------------------------------
 
 
 class IgnoresTheGenerator(DDPMScheduler):
@@ -298,9 +298,12 @@ class DrawsInTheSamplesPrecision(DDPMScheduler):
         return super().step(model_output, timestep, sample, variance_noise=drawn)
 
 
-BROKEN: dict[str, list[tuple[type, type, str]]] = {
+BROKEN: dict[str, list[tuple[Any, type, str]]] = {
     "runs_as_it_is": [(EndsInNaN, DDIMScheduler, "NaN or infinite")],
-    "second_run_equals_first": [(KeepsItsHistory, PNDMScheduler, "the second run: ")],
+    "second_run_equals_first": [
+        (KeepsItsHistory(skip_prk_steps=True), PNDMScheduler, "the second run: "),
+        (RemembersTheLastGrid, DDIMScheduler, "the second run: "),
+    ],
     "early_step_is_refused": [(StepsWithoutTimesteps, DDIMScheduler, "wanted a ValueError")],
     "tables_are_constant": [(RoundsItsTable, DDIMScheduler, "`alphas_cumprod` after a run")],
     "life_cycle": [
@@ -335,7 +338,7 @@ BROKEN: dict[str, list[tuple[type, type, str]]] = {
     "any_form_of_timestep_will_do": [(TakesNumbersForIndices, DDIMScheduler, "the step at a Python number")],
     "half_precision_is_close": [(RoundsHalfTypesTwice, DDIMScheduler, "the step in torch.")],
     "half_precision_keeps_the_levels": [(RoundsAlphasFirst, DDIMScheduler, "at timestep")],
-    "float64_is_not_narrowed": [(ComputesInFloat32, DDIMScheduler, "they are rounded to float32")],
+    "float64_is_not_narrowed": [(ComputesInFloat32, DDIMScheduler, "it is rounded to float32")],
     "same_seed_gives_the_same_result": [(IgnoresTheGenerator, DDPMScheduler, "another global random state")],
     "noise_options_make_noise": [(IgnoresEta, DDIMScheduler, "eta=1, but another seed gives the same result")],
     "global_random_state_is_untouched": [
@@ -347,4 +350,4 @@ BROKEN: dict[str, list[tuple[type, type, str]]] = {
     "generators_are_counted": [(CutsTheGenerators, DDPMScheduler, "2 generators for a batch of 3 are accepted")],
     "draws_do_not_depend_on_precision": [(DrawsInTheSamplesPrecision, DDPMScheduler, "the noise drawn in")],
 }
-"""Contract -> (broken, good, what the reason says)."""
+"""Contract -> (broken class or object, good class, what the reason says)."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +16,14 @@ from typer.testing import CliRunner, Result
 
 import conformance.audit.parallel as parallel
 import conformance.audit.session as session
-from conformance.audit.equivalents import read_equivalents
+from conformance.audit.equivalents import Equivalent, read_equivalents
 from conformance.audit.mutants import mutants_of
 from conformance.audit.report import Report
 from conformance.audit.sandbox import source_of
 from conformance.audit.session import Audit, Request, Verdict, sample
 from conformance.cli import app
 from conformance.errors import ConformanceError
+from conformance.library import open_library
 
 SCHEDULER = """
 from diffusers_ref import DDIMScheduler
@@ -56,25 +59,34 @@ def audit(tmp_path: Path, fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> Au
     return run
 
 
-def found(path: str = "report.json") -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> list[Verdict]:
+    """What became of all mutants of the toy file."""
+    path = tmp_path_factory.mktemp("judged") / "toy.py"
+    path.write_text(SCHEDULER)
+    root = tmp_path_factory.mktemp("fixtures")
+    (root / "ddim").mkdir()
+    for file in open_library().root.glob("ddim/ddim-uniform-2-eta-0.*"):
+        shutil.copy(file, root / "ddim" / file.name)
+    audit = Audit.of(Request((f"{path}:ToyDDIMScheduler",), (), ("fixtures",), str(root)))
+    assert audit.prepare() == []
+    return [audit.judge(mutant) for mutant in audit.mutants()]
+
+
+def report(judged: list[Verdict], *entries: Equivalent, run: int | None = None) -> Report:
+    everything = [verdict.mutant for verdict in judged]
+    return Report.of(Request(("toy.py:Toy",)), everything, judged[:run], entries, [])
+
+
+def found(path: str) -> list[dict[str, Any]]:
     return json.loads(Path(path).read_text(encoding="utf-8"))["mutants"]
 
 
-def test_survivors_are_shown_with_their_line_and_operator(audit: Auditor) -> None:
+def test_the_command_shows_survivors_with_their_line_and_operator(audit: Auditor) -> None:
     result = audit("--json", "report.json")
     assert result.exit_code == 1
     assert "toy.py:14 ToyDDIMScheduler.never  operator_swap_op  survived: executed by no check" in result.output
     assert "  - return 1 - 2\n  + return 1 + 2\n" in result.output
-    by_change = {mutant["after"]: mutant for mutant in found()}
-    assert by_change["scale = 2.0"]["killed"] and by_change["scale = 2.0"]["by"] == "fixtures"
-    assert by_change["scale = 1.00001"]["killed"]
-    assert by_change["scale = 1.00001"]["detail"] == "divergent"
-    assert by_change["result.prev_sample = result.prev_sample / self.scale"]["killed"] is False
-    assert by_change["result.prev_sample = result.prev_sample / self.scale"]["tried"] == 2
-
-
-def test_the_json_report_counts_what_it_lists(audit: Auditor) -> None:
-    audit("--json", "report.json")
     data = json.loads(Path("report.json").read_text(encoding="utf-8"))
     (row, total), mutants = data["files"], data["mutants"]
     assert {key: row[key] for key in row if key != "file"} == {key: total[key] for key in total if key != "file"}
@@ -85,64 +97,73 @@ def test_the_json_report_counts_what_it_lists(audit: Auditor) -> None:
     assert data["subjects"] == ["toy.py:ToyDDIMScheduler"]
 
 
-def test_the_minimum_decides(audit: Auditor) -> None:
-    assert audit("--minimum", "0.3").exit_code == 0
-    assert audit("--minimum", "1").exit_code == 1
+def test_a_fault_of_one_in_100000_is_killed_and_no_change_survives(judged: list[Verdict]) -> None:
+    by_change = {verdict.mutant.after: verdict for verdict in judged}
+    assert by_change["scale = 2.0"].by == by_change["scale = 1.00001"].by == "fixtures"
+    assert by_change["scale = 1.00001"].detail == "divergent"
+    divided = by_change["result.prev_sample = result.prev_sample / self.scale"]
+    assert (divided.killed, divided.tried) == (False, 1)
+    assert by_change["return 1 + 2"].tried == 0
 
 
-def test_a_sample_is_the_same_for_the_same_seed(audit: Auditor) -> None:
-    audit("--json", "all.json")
-    audit("--sample", "6", "--seed", "3", "--json", "one.json")
-    audit("--sample", "6", "--seed", "3", "--json", "two.json")
-    names = lambda path: [(m["line"], m["operator"], m["after"]) for m in found(path)]
-    assert names("one.json") == names("two.json")
-    assert len(names("one.json")) == 6
-    assert set(names("one.json")) < set(names("all.json"))
+def test_the_minimum_decides(judged: list[Verdict]) -> None:
+    score = report(judged).total.score
+    assert 0.3 < score < 0.6
+    assert report(judged).passes(score)
+    assert not report(judged).passes(score + 0.01)
 
 
-def declarations(*changes: tuple[str, str]) -> str:
-    Path("equivalent.toml").write_text(
-        "".join(
-            f'[[equivalent]]\nfile = "toy.py"\nline = "{line}"\nmutant = "{mutant}"\nreason = "for the test"\n'
-            for line, mutant in changes
-        )
-    )
-    return "equivalent.toml"
+def test_a_sample_is_the_same_for_the_same_seed(judged: list[Verdict]) -> None:
+    mutants = [verdict.mutant for verdict in judged]
+    one, two, other = sample(mutants, 6, 3), sample(mutants, 6, 3), sample(mutants, 6, 4)
+    assert one == two != other
+    assert [mutants.index(mutant) for mutant in one] == sorted(mutants.index(mutant) for mutant in one)
+    assert sample(mutants, None, 0) == sample(mutants, 99, 0) == mutants
 
 
-DIVIDED = (
+DIVIDED = Equivalent(
+    "toy.py",
     "result.prev_sample = result.prev_sample * self.scale",
-    "result.prev_sample = result.prev_sample / self.scale",
+    "the scale is 1",
+    mutant="result.prev_sample = result.prev_sample / self.scale",
 )
 
 
-def test_declared_mutants_do_not_count(audit: Auditor) -> None:
-    audit("--json", "before.json")
-    audit("--json", "after.json", "--equivalents", declarations(DIVIDED))
-    before, after = (json.loads(Path(f"{name}.json").read_text())["files"][0] for name in ("before", "after"))
-    assert (after["equivalent"], after["survived"]) == (1, before["survived"] - 1)
-    assert after["score"] > before["score"]
-    reasons = [m["equivalent"] for m in found("after.json") if m["equivalent"]]
-    assert reasons == ["for the test"]
+def test_declared_mutants_do_not_count(judged: list[Verdict]) -> None:
+    before, after = report(judged).total, report(judged, DIVIDED).total
+    assert (after.equivalent, after.survived) == (1, before.survived - 1)
+    assert after.score > before.score
+    reasons = [mutant["equivalent"] for mutant in report(judged, DIVIDED).to_dict()["mutants"] if mutant["equivalent"]]
+    assert reasons == ["the scale is 1"]
+    assert report(judged, DIVIDED).passes(0)
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"),
+    ("entry", "complaint"),
     [
-        (("scale = 1.0", "scale = 2.0"), "is killed (line 5): it is not equivalent"),
-        (("scale = 3.0", "scale = 4.0"), "matches no mutant"),
+        (Equivalent("toy.py", "scale = 1.0", "none", mutant="scale = 2.0"), "is killed (line 5): it is not equivalent"),
+        (Equivalent("toy.py", "scale = 1.0", "none", operator="operator_number"), "is killed (line 5)"),
+        (Equivalent("toy.py", "scale = 3.0", "none", mutant="scale = 4.0"), "matches no mutant"),
+        (dataclasses.replace(DIVIDED, function="never"), "matches no mutant"),
     ],
 )
-def test_a_stale_declaration_fails_the_audit(audit: Auditor, change: tuple[str, str], complaint: str) -> None:
-    result = audit("--minimum", "0", "--equivalents", declarations(change))
-    assert result.exit_code == 1
-    assert complaint in result.output
-    assert audit("--minimum", "0", "--equivalents", declarations(DIVIDED)).exit_code == 0
+def test_a_stale_declaration_fails_the_audit(judged: list[Verdict], entry: Equivalent, complaint: str) -> None:
+    stale = report(judged, DIVIDED, entry)
+    assert not stale.passes(0)
+    assert len(stale.complaints) == 1
+    assert complaint in stale.complaints[0]
 
 
-def test_a_sample_makes_no_declaration_stale(audit: Auditor) -> None:
-    result = audit("--minimum", "0", "--sample", "1", "--equivalents", declarations(DIVIDED))
-    assert result.exit_code == 0
+def test_neither_a_sample_nor_another_file_makes_a_declaration_stale(judged: list[Verdict]) -> None:
+    assert report(judged, DIVIDED, run=1).passes(0)
+    assert report(judged, dataclasses.replace(DIVIDED, file="other.py")).passes(0)
+
+
+def test_the_command_reads_declarations(audit: Auditor) -> None:
+    lines = [f"{name} = {json.dumps(value)}" for name, value in vars(DIVIDED).items() if value]
+    Path("equivalent.toml").write_text("\n".join(["[[equivalent]]", *lines]))
+    result = audit("--minimum", "0", "--sample", "1", "--equivalents", "equivalent.toml")
+    assert result.exit_code == 0, result.output
 
 
 @pytest.mark.parametrize(
@@ -218,18 +239,18 @@ def looping(tmp_path: Path, fixtures: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return audit
 
 
-def judged(audit: Audit, after: str) -> Verdict:
+def judge(audit: Audit, after: str) -> Verdict:
     return audit.judge(next(mutant for mutant in audit.mutants() if mutant.after == after))
 
 
 def test_a_mutant_that_does_not_end_is_killed(looping: Audit) -> None:
-    verdict = judged(looping, "count -= 1")
+    verdict = judge(looping, "count -= 1")
     assert (verdict.killed, verdict.by, verdict.detail) == (True, "time", "does not end")
-    assert not judged(looping, "while count <= 3:").killed
+    assert not judge(looping, "while count <= 3:").killed
 
 
 def test_a_mutant_that_cannot_be_imported_is_killed(looping: Audit) -> None:
-    verdict = judged(looping, "table = 1 / (2 - 2)")
+    verdict = judge(looping, "table = 1 / (2 - 2)")
     assert (verdict.killed, verdict.by) == (True, "import")
     assert verdict.detail == "ZeroDivisionError: division by zero"
 
@@ -241,20 +262,19 @@ def test_a_loss_of_the_originals_bits_is_noticed(looping: Audit) -> None:
     assert check.notices("unsupported", "equivalent")
 
 
-def test_workers_find_what_one_process_finds(audit: Auditor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_find_what_one_process_finds(
+    audit: Auditor, judged: list[Verdict], monkeypatch: pytest.MonkeyPatch
+) -> None:
     def threads(count: int, mp_context: Any, **options: Any) -> ThreadPoolExecutor:
         assert (count, mp_context.get_start_method()) == (2, "spawn")
         return ThreadPoolExecutor(1, **options)  # an audit of its own, as in a process
 
     monkeypatch.setattr(parallel, "ProcessPoolExecutor", threads)
-    audit("--sample", "8", "--json", "one.json")
-    audit("--sample", "8", "--json", "two.json", "--jobs", "2")
-    fates = lambda path: [(m["line"], m["after"], m["killed"], m["by"]) for m in found(path)]
-    assert fates("one.json") == fates("two.json")
-    assert {m["killed"] for m in found("two.json")} == {True, False}
+    audit("--json", "two.json", "--jobs", "2")
+    fates = [(m["line"], m["after"], m["killed"]) for m in found("two.json")]
+    assert fates == [(verdict.mutant.line, verdict.mutant.after, verdict.killed) for verdict in judged]
 
 
 def test_an_empty_report_is_a_full_score() -> None:
     request = Request(("toy.py:Toy",))
     assert Report.of(request, [], [], [], []).passes(1.0)
-    assert sample([], 3, 0) == []

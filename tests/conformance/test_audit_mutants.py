@@ -80,6 +80,7 @@ def test_an_operator(operator: str, source: str, wanted: list[str]) -> None:
         "Name = Literal['a', 'b']",
         "Self = TypeVar('Self', bound='A')",
         "__all__ = ['a']",
+        "class Stage(Enum):\n    FIRST = 'text'",
         "logger.warning('text', 1)",
         "warnings.warn('text')",
     ],
@@ -100,6 +101,10 @@ def _abridged(values):
 """
     assert {m.line for m in mutants(source)} == {3}
     assert "if values[0] <= 1:" in changes(source)
+
+
+def test_values_of_enums_that_are_strings_are_behaviour() -> None:
+    assert "LINEAR = 'XXlinearXX'" in changes("class Schedule(str, Enum):\n    LINEAR = 'linear'")
 
 
 def test_lengths_that_zip_asserts_are_no_behaviour() -> None:

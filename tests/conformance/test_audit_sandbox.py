@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import CodeType
+from typing import Any
 
 import pytest
 
-from conformance.audit.coverage import executed_lines
+from conformance.audit.coverage import NOTE, with_notes
 from conformance.audit.limit import TooLong, time_limit
 from conformance.audit.sandbox import Sandbox, source_of
 from conformance.errors import ConformanceError
@@ -27,7 +29,12 @@ FILES = {
     "later.py": "from audited_toy.low import Low\n\nclass Seen(Low):\n    pass\n",
     "apart.py": "import audited_toy.top\n",
 }
-CHANGED = FILES["low.py"].replace("LEVEL = 1", "LEVEL = 2")
+LOW = "audited_toy.low"
+
+
+def low(level: str) -> dict[str, CodeType]:
+    """The code of the module `low` with another LEVEL."""
+    return {LOW: compile(FILES["low.py"].replace("LEVEL = 1", f"LEVEL = {level}"), "low.py", "exec")}
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def test_affected_is_what_lies_between_the_change_and_the_class(sandbox: Sandbox
 def test_the_class_is_built_on_the_changed_module(sandbox: Sandbox) -> None:
     package = sys.modules["audited_toy"]
     old = package.Top
-    with sandbox.changed("audited_toy.low", CHANGED) as modules:
+    with sandbox.changed(low("2")) as modules:
         new = modules["audited_toy.top"].Top
         assert (new.height, old.height) == (2, 1)
         assert package.Top is new  # also where others hold it
@@ -65,7 +72,7 @@ def test_the_class_is_built_on_the_changed_module(sandbox: Sandbox) -> None:
 def test_everything_is_put_back(sandbox: Sandbox) -> None:
     package = sys.modules["audited_toy"]
     before, finders, attributes = dict(sys.modules), list(sys.meta_path), dict(vars(package))
-    with sandbox.changed("audited_toy.low", CHANGED) as modules:
+    with sandbox.changed(low("2")) as modules:
         modules["audited_toy.top"].Top().lazy()  # imports `later`, which now holds changed classes
     assert {n: m for n, m in sys.modules.items() if n.startswith("audited_toy")} == {
         n: m for n, m in before.items() if n.startswith("audited_toy")
@@ -76,17 +83,16 @@ def test_everything_is_put_back(sandbox: Sandbox) -> None:
     assert package.Top().lazy().__mro__[1] is sys.modules["audited_toy.low"].Low
 
 
-@pytest.mark.parametrize("source", ["LEVEL = 1 / 0", "def f(:"])
-def test_a_change_that_cannot_be_imported_is_put_back_too(sandbox: Sandbox, source: str) -> None:
+def test_a_change_that_cannot_be_imported_is_put_back_too(sandbox: Sandbox) -> None:
     before = sys.modules["audited_toy.top"]
-    with pytest.raises((ZeroDivisionError, SyntaxError)), sandbox.changed("audited_toy.low", source):
+    with pytest.raises(ZeroDivisionError), sandbox.changed(low("1 / 0")):
         raise AssertionError("imported")
     assert sys.modules["audited_toy.top"] is before
     assert before.Top.height == 1
 
 
 def test_nothing_is_written(sandbox: Sandbox, tmp_path: Path) -> None:
-    with sandbox.changed("audited_toy.low", CHANGED):
+    with sandbox.changed(low("2")):
         pass
     assert {path.name for path in (tmp_path / "audited_toy").iterdir()} == set(FILES)
     assert (tmp_path / "audited_toy" / "low.py").read_text() == FILES["low.py"]
@@ -97,24 +103,49 @@ def test_a_module_without_source() -> None:
         source_of(sys)
 
 
-def test_lines_of_the_chosen_files_are_seen_and_others_are_not(sandbox: Sandbox) -> None:
-    low, top = (sys.modules[f"audited_toy.{name}"] for name in ("low", "top"))
-    result, lines = executed_lines(
-        [low.__file__, top.__file__], lambda: (low.level(), sys.modules["audited_toy.other"])
-    )
-    assert result[0] == 1
-    assert lines == {low.__file__: {3, 4}, top.__file__: set()}
+def test_executed_statements_are_noted_by_their_first_line() -> None:
+    source = '''"""Text."""
+from __future__ import annotations
+def f(x):
+    """Text of f."""
+    if x:
+        return g(
+            x)
+    elif x is None:
+        x = 1
+    else:
+        x = 2
+    for y in (1,):
+        try:
+            1 / 0
+        except ZeroDivisionError:
+            x += 1
+        finally:
+            z = 3
+    match x:
+        case 3:
+            z = 4
+    return x
+def g(x): return [y for y in (x,)]
+'''
+    lines: set[int] = set()
+    module = {NOTE: lines.add}
+    exec(with_notes(source, "toy.py"), module)
+    assert lines == set()  # what runs at import is executed by all
+    f: Any = module["f"]
+    assert (f(0), f.__doc__, module["__doc__"]) == (3, "Text of f.", "Text.")
+    assert lines == {5, 8, 11, 12, 13, 14, 16, 18, 19, 21, 22}
+    lines.clear()
+    assert f(1) == [1]
+    assert lines == {5, 6, 23}
 
 
-def test_an_earlier_tracer_is_put_back() -> None:
-    tracer: Callable[..., None] = lambda frame, event, argument: None
-    before = sys.gettrace()
-    sys.settrace(tracer)
-    try:
-        executed_lines([], lambda: None)
-        assert sys.gettrace() is tracer
-    finally:
-        sys.settrace(before)
+def test_notes_are_taken_in_the_sandbox(sandbox: Sandbox) -> None:
+    lines: set[int] = set()
+    code = with_notes(FILES["low.py"], "low.py")
+    with sandbox.changed({LOW: code}, {LOW: {NOTE: lines.add}}) as modules:
+        assert lines == {4}  # `middle` calls it when it is imported
+        assert not hasattr(modules["audited_toy.middle"], NOTE)
 
 
 def test_an_endless_loop_is_ended() -> None:
@@ -127,13 +158,6 @@ def test_an_endless_loop_is_ended() -> None:
         finally:
             ended = True
     assert ended
-
-
-def test_lines_are_seen_after_an_interruption() -> None:
-    with pytest.raises(TooLong), time_limit(0.02):
-        while True:
-            pass
-    assert executed_lines([__file__], lambda: 1)[0] == 1
 
 
 def test_what_ends_in_time_is_not_interrupted_later() -> None:

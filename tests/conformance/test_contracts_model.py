@@ -86,6 +86,23 @@ def test_inputs_that_are_not_found_can_be_given():
     assert known["fractional_times_matter"].reason == "forward takes no timestep"
 
 
+class TimeFirst(torch.nn.Module):
+    """A network whose first argument is the time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(2, 2, 3, padding=1)
+
+    def forward(self, t, x):
+        return self.conv(x) * (1 + t.reshape(-1, 1, 1, 1) / 1000)
+
+
+def test_the_time_may_come_first():
+    results = {result.name: result for result in check_model(TimeFirst())}
+
+    assert results["evaluates"].status is results["fractional_times_matter"].status is Status.PASSED
+
+
 def test_inputs_that_do_not_work_are_the_finding_of_one_contract_only():
     results = {result.name: result for result in check_model(Mixer(), inputs={"x": torch.randn(2, 5), "condition": {}})}
 
@@ -98,3 +115,22 @@ def test_what_is_no_network_is_refused():
         check_model("unet")
     with pytest.raises(TypeError, match=r"forward has no y; inputs are called by name: x, condition"):
         check_model(Mixer(), inputs={"y": torch.zeros(1)})
+
+
+def test_hf_loads_weights_that_do_not_fit_by_name():
+    diffusers = pytest.importorskip("diffusers")
+    network = diffusers.UNet2DModel(
+        sample_size=4,
+        block_out_channels=(4,),
+        layers_per_block=1,
+        norm_num_groups=2,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+    )
+    subject = ModelUnderTest(network)
+    names = ("missing_weights_raise", "unused_weights_raise", "misshapen_weights_raise", "half_precision_is_close")
+
+    statuses = [BY_NAME[name].hold(subject).status for name in names]
+
+    assert statuses == [Status.FAILED, Status.FAILED, Status.PASSED, Status.PASSED]

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from broken_pipelines import BROKEN, SoundPipeline, tiny_unet
+from broken_pipelines import BROKEN, TINY, SoundPipeline, tiny_unet
 
 from conformance.contracts.checks import check_pipeline
 from conformance.contracts.pipeline import CONTRACTS
@@ -94,3 +94,43 @@ def test_what_is_no_pipeline_is_refused():
         check_pipeline(torch.nn.Linear(1, 1))
     with pytest.raises(TypeError, match="SoundPipeline takes no image; it takes batch_size, generator"):
         check_pipeline(SoundPipeline.tiny(), call={"image": None})
+
+
+class NeedsAPromptOfWords(SoundPipeline):
+    def check(self, batch_size, output_type):
+        raise ValueError("a prompt is needed")
+
+
+def test_a_pipeline_that_refuses_the_arguments_that_were_found_is_not_applicable():
+    subject = PipelineUnderTest(NeedsAPromptOfWords.tiny())
+    results = [BY_NAME[name].hold(subject) for name in ("call_works", "second_call_equals_first")]
+
+    assert [result.status for result in results] == [Status.NOT_APPLICABLE] * 2
+    assert "ValueError: a prompt is needed. If its arguments (batch_size, num_inference_steps" in results[0].reason
+
+
+class FromAnImage(SoundPipeline):
+    def begin(self, batch, generator, latents):
+        x = super().begin(batch, generator, latents) / self.scheduler.init_noise_sigma
+        return self.scheduler.add_noise(torch.zeros_like(x), x, self.scheduler.timesteps[:1])
+
+
+def test_a_start_made_by_add_noise_needs_no_initial_scaling():
+    result = BY_NAME["scheduler_scales_the_network_input"].hold(PipelineUnderTest(FromAnImage.tiny()))
+
+    assert result.status is Status.PASSED, result.reason
+
+
+def test_hf_ddpm_pipeline_neither_scales_inputs_nor_knows_its_output_types():
+    diffusers = pytest.importorskip("diffusers")
+    network = diffusers.UNet2DModel(**TINY)
+    subject = PipelineUnderTest(diffusers.DDPMPipeline(network.eval(), diffusers.DDPMScheduler()))
+    reasons = {
+        "scheduler_scales_the_network_input": "halved by scale_model_input",
+        "unknown_output_type_raises": "output_type='jpeg' is accepted",
+        "wrong_generators_raise": "3 generators for 2 images is accepted",
+    }
+
+    for name, reason in reasons.items():
+        assert reason in BY_NAME[name].hold(subject).reason
+    assert BY_NAME["second_call_equals_first"].hold(subject).status is Status.PASSED

@@ -18,7 +18,7 @@ from conformance.contracts.result import NotApplicable
 from conformance.contracts.tensors import distance, tensors_in
 from conformance.weights import synthetic_parameter
 
-SAFETY = 8
+SAFETY = 16
 """How many times its measured rounding error two evaluations of a network may be apart, where they may round
 differently: the error is a maximum over one input, not over all."""
 

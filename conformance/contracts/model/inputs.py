@@ -33,7 +33,7 @@ class InputMaker:
 
     Args:
         model: the network.
-        given: keyword arguments of one good call. Tensors whose first size is that of the first argument are a batch,
+        given: keyword arguments of one good call. Tensors whose first size is that of the sample are a batch,
             all else is passed on as it is. None: found from the signature and the configuration.
     """
 
@@ -55,8 +55,8 @@ class InputMaker:
 
     @property
     def sample_name(self) -> str:
-        """The argument that is denoised or decoded: the first."""
-        return next(iter(self.given or self.parameters), "")
+        """The argument that is denoised or decoded: the first that is no time."""
+        return next((name for name in (self.given or self.parameters) if name not in TIMES), "")
 
     @property
     def time_name(self) -> str:
@@ -97,7 +97,7 @@ class InputMaker:
                 parameter.VAR_KEYWORD,
                 parameter.VAR_POSITIONAL,
             )
-            if index == 0:
+            if name == self.sample_name:
                 made[name] = _normal((batch, self._channels(), *(size or self.image_size)), source, dtype)
             elif name in TIMES:
                 made[name] = torch.tensor([TIME_VALUES[i % len(TIME_VALUES)] for i in range(batch)])

@@ -43,7 +43,8 @@ class NetworkCall:
     @property
     def sample(self) -> torch.Tensor:
         """The argument that is denoised."""
-        return next(value for value in self.arguments.values() if isinstance(value, torch.Tensor))
+        tensors = (value for name, value in self.arguments.items() if name not in TIMES)
+        return next(value for value in tensors if isinstance(value, torch.Tensor))
 
     @property
     def times(self) -> list[float]:

@@ -19,10 +19,10 @@ from conformance.contracts.tensors import require_different, tensors_in
 def call_works(subject: PipelineUnderTest, given: Given) -> None:
     """A call for two images of a few steps works, and the images are finite."""
     if subject.problem is not None:
-        raise Violation(
-            f"a call for two images fails: {subject.problem}. If its arguments "
-            f"({', '.join(subject.arguments(batch=2))}) are no valid ones, give such with call={{...}}"
-        )
+        arguments = ", ".join(subject.arguments(batch=2))
+        advice = f"If its arguments ({arguments}) are no valid ones, give such with call={{...}}"
+        refused = subject.problem.startswith(("ValueError", "TypeError")) and not subject.call
+        raise (NotApplicable if refused else Violation)(f"a call for two images fails: {subject.problem}. {advice}")
     images = subject.run(subject.fresh(), batch=2)
     require_finite(images, "the images")
     if len(images) != 2:

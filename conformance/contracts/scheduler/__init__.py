@@ -1,7 +1,22 @@
 """Contracts of schedulers. Each module ends with its own; here they are all, in the order of reports."""
 
 from conformance.contracts.contract import Contract
-from conformance.contracts.scheduler import grid, lifecycle, randomness, starts, tensors
+from conformance.contracts.scheduler import (
+    choices,
+    configuration,
+    convergence,
+    forward,
+    grid,
+    inputs,
+    landing,
+    lifecycle,
+    predictions,
+    randomness,
+    schedules,
+    starts,
+    tensors,
+    variance,
+)
 
 CONTRACTS: tuple[Contract, ...] = (
     *lifecycle.CONTRACTS,
@@ -9,4 +24,13 @@ CONTRACTS: tuple[Contract, ...] = (
     *starts.CONTRACTS,
     *tensors.CONTRACTS,
     *randomness.CONTRACTS,
+    *forward.CONTRACTS,
+    *schedules.CONTRACTS,
+    *landing.CONTRACTS,
+    *variance.CONTRACTS,
+    *predictions.CONTRACTS,
+    *convergence.CONTRACTS,
+    *choices.CONTRACTS,
+    *configuration.CONTRACTS,
+    *inputs.CONTRACTS,
 )

@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
 
 from conformance.contracts.contract import Contract, Given
 from conformance.contracts.result import NotApplicable, Violation
-from conformance.contracts.scheduler.cover import Config, pairwise
+from conformance.contracts.scheduler.cover import Config, Pair, pairs_of, pairwise
 from conformance.contracts.scheduler.driver import SchedulerUnderTest
 from conformance.contracts.scheduler.options import contradicts, defaults
 from conformance.contracts.scheduler.probes import every_option, meaningless
 from conformance.contracts.scheduler.support import REFUSALS, STEPS, full_run, noise, require_runs
 
 SHAPE = (2, 1, 2, 3)
-COUNTS = (2, 3, 4, 6)
+COUNTS = (2, 3, 4, STEPS)
 """Numbers of steps of runs with a few options."""
 
+
+MORE = 150
+"""Further combinations that are tried before an option is called silent."""
+
+COMPANIONS = 6
+"""Tries to find a combination with a pair of values that is not refused."""
 
 SHOWN = 4
 """Findings that a report lists; the rest is counted."""
@@ -93,17 +101,35 @@ def unknown_options_are_refused(subject: SchedulerUnderTest, given: Given) -> No
     raise Violation("the constructor takes no_such_option=1 without a word")
 
 
-# --- runs of combinations ----------------------------------------------------------------------------------------------
+# --- runs of combinations --------------------------------------------------------------------------------------------
 
 
 def combinations_of(subject: SchedulerUnderTest) -> list[Config]:
-    """The pairwise cover of the subject's options, once per subject."""
+    """Combinations of all options in which every pair of values occurs that the subject does not refuse, as far as a
+    few tries tell; once per subject."""
     if "cover" not in subject.measured:
-        def excluded(config: Config) -> bool:
-            return contradicts({**subject.base, **config}) or meaningless(subject, config)
-
-        subject.measured["cover"] = pairwise(subject.options, excluded) if len(subject.options) > 1 else []
+        subject.measured["cover"] = _cover(subject) if len(subject.options) > 1 else []
     return subject.measured["cover"]
+
+
+def _cover(subject: SchedulerUnderTest) -> list[Config]:
+    def excluded(config: Config) -> bool:
+        return contradicts({**subject.base, **config}) or meaningless(subject, config)
+
+    rows = pairwise(subject.options, excluded)
+    reached: set[Pair] = set()
+    for row in rows:
+        reached |= pairs_of(row) if _outcome(subject, row, STEPS) is not None else set()
+    # A refused row reaches none of its pairs: each gets a few other companions.
+    source = random.Random(0)
+    for pair in sorted(set().union(*map(pairs_of, rows)) - reached, key=str):
+        for _ in range(0 if pair in reached else COMPANIONS):
+            row = {name: source.choice(values) for name, values in subject.options.items()} | dict(pair)
+            if not excluded(row) and _outcome(subject, row, STEPS) is not None:
+                reached |= pairs_of(row)
+                rows.append(row)
+                break
+    return rows
 
 
 def _cases(subject: SchedulerUnderTest) -> Iterator[tuple[Config, int]]:
@@ -114,12 +140,19 @@ def _cases(subject: SchedulerUnderTest) -> Iterator[tuple[Config, int]]:
         yield config, COUNTS[index % len(COUNTS)]
 
 
-def _outcome(subject: SchedulerUnderTest, config: Config, steps: int) -> str:
-    """What is wrong with a run: "" if it ends finite or is refused."""
+def _outcome(subject: SchedulerUnderTest, config: Config, steps: int) -> str | None:
+    """What is wrong with a run: "" if it ends with finite numbers, None if it is refused."""
+    key = f"outcome {steps} {sorted(config.items())}"
+    if key not in subject.measured:
+        subject.measured[key] = _try(subject, config, steps)
+    return subject.measured[key]
+
+
+def _try(subject: SchedulerUnderTest, config: Config, steps: int) -> str | None:
     try:
         final = full_run(subject, subject.prepared(steps, **config), 0, noise(0, SHAPE)).final
     except REFUSALS:
-        return ""
+        return None
     except Exception as error:  # noqa: BLE001 - any other error is a finding
         return f"{type(error).__name__}: {error}"
     broken = int((~final.isfinite()).sum())
@@ -139,7 +172,7 @@ def _shown(config: Config) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in config.items()) or "the defaults"
 
 
-# --- effects -----------------------------------------------------------------------------------------------------------
+# --- effects ---------------------------------------------------------------------------------------------------------
 
 
 def _numbers(subject: SchedulerUnderTest) -> dict[str, tuple[Any, ...]]:
@@ -159,7 +192,7 @@ def _has_effect(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...])
     moved = {other: pair[1] for other, pair in _numbers(subject).items() if other != name}
     rows = [*every_option(subject), *combinations_of(subject)]
     compared = False
-    for context in (context for row in rows for context in (row, {**row, **moved})):
+    for context in (context for row in chain(rows, _more(subject)) for context in (row, {**row, **moved})):
         plain = _fingerprint(subject, {**context, name: values[0]})
         for value in values[1:] if plain is not None else ():
             other = _fingerprint(subject, {**context, name: value})
@@ -167,6 +200,13 @@ def _has_effect(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...])
             if other is not None and other != plain:
                 return True
     return not compared  # a class that refuses every other value ignores nothing
+
+
+def _more(subject: SchedulerUnderTest) -> Iterator[Config]:
+    """Further combinations, for an option that needs two others to matter; always the same ones."""
+    source = random.Random(0)
+    for _ in range(MORE):
+        yield {name: source.choice(values) for name, values in subject.options.items()}
 
 
 def _prepared(subject: SchedulerUnderTest, config: Config) -> Any:

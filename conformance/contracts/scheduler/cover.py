@@ -7,6 +7,13 @@ from itertools import combinations
 from typing import Any
 
 Config = dict[str, Any]
+Pair = tuple[tuple[str, Any], ...]
+"""Two options with their values."""
+
+
+def pairs_of(config: Config) -> set[Pair]:
+    """Every two options of a configuration, with their values."""
+    return set(combinations(config.items(), 2))
 
 
 def pairwise(options: Mapping[str, tuple[Any, ...]], excluded: Callable[[Config], bool]) -> list[Config]:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 def beta_tables(start: float, end: float, count: int) -> dict[str, np.ndarray]:
-    """Name of a `beta_schedule` -> the betas, (T,) float64. Papers: arXiv 2006.11239 and its code, 2102.09672 eq. 17."""
+    """Name of a `beta_schedule` -> betas, (T,) float64: the code of arXiv 2006.11239, and eq. 17 of 2102.09672."""
     line = np.linspace(start, end, count)
     squares = np.linspace(math.sqrt(start), math.sqrt(end), count) ** 2
     u = np.arange(count + 1) / count

@@ -34,8 +34,11 @@ def noise_is_added_linearly(subject: SchedulerUnderTest, given: Given) -> None:
             "a + b = 1": max(abs(a + b - 1) for a, b in levels),
         }
         if min(deviations.values()) > ROUNDINGS:
-            found = ", ".join(f"({a:.4g}, {b:.4g})" for a, b in levels[:4])
-            raise Violation(f"levels (a, b) of no published process: {found}, … ({deviations})")
+            shown = ", ".join(f"({a:.4g}, {b:.4g})" for a, b in levels[:4])
+            nearest = min(deviations, key=lambda form: deviations[form])
+            raise Violation(
+                f"levels (a, b) of no published process: {shown}, …; {nearest} is off by {deviations[nearest]:.2g}"
+            )
     scheduler = subject.prepared(STEPS)
     for dtype in (torch.float32, torch.float64):
         x0, n = noise(1, dtype=dtype), noise(2, dtype=dtype)

@@ -11,11 +11,16 @@ from conformance.contracts.contract import Contract, Given
 from conformance.contracts.measure import require_close, require_finite, require_same
 from conformance.contracts.result import NotApplicable, Violation
 from conformance.contracts.scheduler.driver import SchedulerUnderTest
-from conformance.contracts.scheduler.options import defaults, parameters
-from conformance.contracts.scheduler.support import REFUSALS, STEPS, TINY, full_run, require_runs, some_config
+from conformance.contracts.scheduler.options import contradicts, defaults, parameters
+from conformance.contracts.scheduler.support import REFUSALS, STEPS, TINY, full_run, require_runs, some_config, why_not
 
 SHORT_CHAIN = 40
 """T of chains that are cheap to visit in full."""
+
+GRID_OPTIONS = ("timestep_spacing", "steps_offset", "skip_prk_steps", "final_sigmas_type", "interpolation_type",
+                "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas", "sigma_schedule",
+                "use_lu_lambdas", "shift", "flow_shift", "rescale_betas_zero_snr")  # fmt: skip
+"""Options that change the list of timesteps or levels."""
 
 ROUNDING = 1e-4
 """Relative. Lists that go through float32 and back may move a level by 1e-7, which 1/√ᾱ_T = 160 amplifies."""
@@ -77,16 +82,25 @@ def timesteps_differ(subject: SchedulerUnderTest, given: Given) -> None:
 
 def any_step_count_runs_or_is_refused(subject: SchedulerUnderTest, given: Given) -> None:
     """For 1, 2, 3, …, T−1 and T steps, also where they do not divide T, a run ends with finite numbers, or
-    `set_timesteps` raises a ValueError that speaks of the number of steps.
+    `set_timesteps` raises a ValueError that speaks of the number of steps; so it is with each option of the grid.
     """
-    config, count = some_config(subject, given), _chain_length(subject, {})
+    require_runs(subject)
+    short: dict[str, Any] = {}
+    counts = [1, 2, 3, 7, 11]
     if "num_train_timesteps" in defaults(subject.cls) and "num_train_timesteps" not in subject.base:
-        count = config["num_train_timesteps"] = SHORT_CHAIN
+        short = {"num_train_timesteps": SHORT_CHAIN}
+        counts += [SHORT_CHAIN // 2 + 1, SHORT_CHAIN - 1, SHORT_CHAIN]
+    options = [{name: value} for name in GRID_OPTIONS for value in subject.options.get(name, ())[1:]]
+    for option in [{}, *options]:
+        config = {**short, **option}
+        if contradicts({**subject.base, **config}) or why_not(subject, config):
+            continue
         given.note("config", config)
-        counts = [1, 2, 3, 7, 11, count // 2 + 1, count - 1, count]
-    else:
-        counts = [1, 2, 3, 7, 11]
-    _require_ends(subject, config, given.draw("steps", st.sampled_from(counts)))
+        for steps in counts:
+            given.note("steps", steps)
+            _require_ends(subject, config, steps)
+        if given.out_of_time:
+            break
 
 
 def longest_runs_end(subject: SchedulerUnderTest, given: Given) -> None:
@@ -270,7 +284,7 @@ CONTRACTS = (
     Contract(timesteps_descend_within_training, examples=25),
     Contract(each_step_is_one_evaluation, examples=10),
     Contract(timesteps_differ, examples=25),
-    Contract(any_step_count_runs_or_is_refused, examples=20),
+    Contract(any_step_count_runs_or_is_refused),
     Contract(longest_runs_end),
     Contract(full_grid_is_that_of_training),
     Contract(explicit_timesteps_are_honoured, examples=6),

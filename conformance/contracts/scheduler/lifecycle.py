@@ -66,7 +66,7 @@ def interruptions_leave_no_trace(subject: SchedulerUnderTest, given: Given) -> N
     for index in range(len(scheduler.timesteps)):
         with torch.random.fork_rng(devices=[]):
             if action == "add_noise":
-                _use_forward_process(subject, scheduler, index // 2)
+                _use_forward_process(subject, scheduler, (index + 2) % len(scheduler.timesteps))
             else:
                 twin = copy.deepcopy(scheduler)
                 twin, scheduler = (twin, scheduler) if action == "run a copy" else (scheduler, twin)

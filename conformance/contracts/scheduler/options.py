@@ -63,7 +63,7 @@ def samples_tokens(cls: type) -> bool:
 
 
 def parameters(cls: type, method: str) -> dict[str, inspect.Parameter]:
-    """What a method can be given by name, but for self; where it takes any keyword, also what its base's method takes."""
+    """What a method can be given by name, but for self; where it takes any keyword, also what the base's takes."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if method not in vars(base):

@@ -73,7 +73,9 @@ def reported_x0_is_the_belief(subject: SchedulerUnderTest, given: Given) -> None
                 reports += 1
                 a, b = levels[k]
                 error = OPERATIONS * EPS * (float(run.inputs[k].abs().max()) + b * LARGEST_NORMAL) / a
-                require_close(found.double(), wanted, "the reported x_0", bound=error / float(wanted.abs().max()), step=k)
+                require_close(
+                    found.double(), wanted, "the reported x_0", bound=error / float(wanted.abs().max()), step=k
+                )
     if not reports:
         raise NotApplicable(f"step of {subject.name} reports no x_0")
 
@@ -95,7 +97,9 @@ def limits_hold_in_the_result(subject: SchedulerUnderTest, given: Given) -> None
         last = subject.prepared(STEPS, **config)
         a, b = subject.levels(last, last.timesteps[-1])
         error = OPERATIONS * EPS * (1 + b * LARGEST_NORMAL / a) * float(x0.abs().max()) if a else math.inf
-        require_close(run.final, wanted, "the result", bound=error / float(wanted.abs().max()), step=len(run.samples) - 1)
+        require_close(
+            run.final, wanted, "the result", bound=error / float(wanted.abs().max()), step=len(run.samples) - 1
+        )
     if not compared:
         raise NotApplicable(f"{subject.name} has no options that limit x_0")
 

@@ -126,7 +126,9 @@ def _with_tables(subject: SchedulerUnderTest) -> Any:
     scheduler = _made(subject, {})
     if scheduler is None or scheduler.config.get("rescale_betas_zero_snr"):
         raise NotApplicable("the betas are rescaled")
-    missing = [name for name in ("betas", "alphas_cumprod") if not isinstance(getattr(scheduler, name, None), torch.Tensor)]
+    missing = [
+        name for name in ("betas", "alphas_cumprod") if not isinstance(getattr(scheduler, name, None), torch.Tensor)
+    ]
     if missing or "beta_schedule" not in choice(subject, {}):
         raise NotApplicable(f"{subject.name} has no tables of betas and a beta_schedule")
     return scheduler

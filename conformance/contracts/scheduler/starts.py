@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from conformance.contracts.contract import Contract, Given
 from conformance.contracts.measure import require_close
 from conformance.contracts.result import NotApplicable, Violation
-from conformance.contracts.scheduler.driver import SHAPE, SchedulerUnderTest, generators
-from conformance.contracts.scheduler.support import REFUSALS, full_run, noise, require_runs, sample_of, why_not
+from conformance.contracts.scheduler.driver import SchedulerUnderTest, generators
+from conformance.contracts.scheduler.randomness import is_stochastic
+from conformance.contracts.scheduler.support import REFUSALS, noise, require_runs, sample_of, why_not
 
-STEPS = 10
+FEW, MANY = 10, 30
+"""Steps of a run as the subject is, and under the rules for noise levels that repeat timesteps at many steps."""
+
 ROUNDING = 1e-4
 """Relative to the largest sample: rounding of 1e-7, amplified by at most 1/√ᾱ_T = 160 and a multistep's weights."""
 
@@ -28,10 +31,17 @@ GRID_OPTIONS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"
 
 @dataclass(frozen=True)
 class _Straight:
-    """The fixed trajectory, by entry of `timesteps`."""
+    """The fixed trajectory of a configuration and a number of steps, by entry of `timesteps`."""
 
+    subject: SchedulerUnderTest
+    config: dict[str, Any]
+    steps: int
     samples: list[torch.Tensor]
     outputs: list[torch.Tensor]
+
+    def scheduler(self) -> Any:
+        """A fresh one."""
+        return self.subject.prepared(self.steps, **self.config)
 
 
 def start_is_found_by_its_timestep(subject: SchedulerUnderTest, given: Given) -> None:
@@ -39,25 +49,24 @@ def start_is_found_by_its_timestep(subject: SchedulerUnderTest, given: Given) ->
 
     Where timesteps repeat, the first of them that begins a step is meant.
     """
-    config = _config(subject, given)
-    scheduler, straight = _straight(subject, config)
+    straight = _straight(subject, given)
+    scheduler = straight.scheduler()
     times = scheduler.timesteps.tolist()
-    order = _order(scheduler)
-    continued = _continued(subject, config, straight)
+    order = _order(straight)
+    continued = _continued(straight)
     for index in range(0, len(times), order):
         first = min(entry for entry in range(0, len(times), order) if times[entry] == times[index])
-        found = _first_step(subject, config, straight, index, by_index=False)
+        found = _first_step(straight, index, by_index=False)
         _require_step(found, continued[first], straight, index, f"beginning by the timestep {times[index]:g},")
 
 
 def start_is_found_by_its_index(subject: SchedulerUnderTest, given: Given) -> None:
     """After `set_begin_index(i)`, the first step is that of entry i, also where timesteps repeat."""
     _require_begin_index(subject)
-    config = _config(subject, given)
-    scheduler, straight = _straight(subject, config)
-    continued = _continued(subject, config, straight)
-    for index in range(0, len(straight.samples), _order(scheduler)):
-        found = _first_step(subject, config, straight, index, by_index=True)
+    straight = _straight(subject, given)
+    continued = _continued(straight)
+    for index in range(0, len(straight.samples), _order(straight)):
+        found = _first_step(straight, index, by_index=True)
         _require_step(found, continued[index], straight, index, "after set_begin_index,")
 
 
@@ -65,32 +74,23 @@ def start_within_a_step_is_refused_or_right(subject: SchedulerUnderTest, given: 
     """Where a step takes several evaluations, beginning at one of the later ones ends where a full run ends, or raises
     a ValueError.
     """
-    config = _config(subject, given)
-    scheduler, straight = _straight(subject, config)
+    straight = _straight(subject, given)
+    scheduler = straight.scheduler()
     order = getattr(scheduler, "order", 1)
     count = len(scheduler.timesteps)
-    if order == 1 and count == STEPS:
+    if order == 1 and count == straight.steps:
         raise NotApplicable("every step is one evaluation")
-    if _is_stochastic(subject, config):
+    if is_stochastic(subject, straight.config, {}):
         raise NotApplicable("steps add noise, which a network that answers by time alone does not see")
-    wanted = _follow(subject, config, straight, 0, by_index=False)
+    wanted = _follow(straight, 0, by_index=False)
     for index in range(1, count):
         if order > 1 and index % order == 0:
             continue  # begins a step
-        found = _follow(subject, config, straight, index, by_index=hasattr(scheduler, "set_begin_index"))
+        found = _follow(straight, index, by_index=hasattr(scheduler, "set_begin_index"))
         if found is not None and wanted is not None:
             scale = max(float(straight.samples[index].abs().amax()), 1.0)
             bound = ROUNDING * scale / float(wanted.abs().amax())
             require_close(found, wanted, f"the result of beginning at entry {index} of {count}", bound=bound)
-
-
-def _config(subject: SchedulerUnderTest, given: Given) -> dict[str, Any]:
-    """The subject as it is, or with an option that changes the list."""
-    require_runs(subject)
-    subject.levels(subject.prepared(STEPS), subject.prepared(STEPS).timesteps[0])
-    configs = [{name: True} for name in GRID_OPTIONS if True in subject.options.get(name, ())]
-    configs = [{}, *(config for config in configs if not why_not(subject, config))]
-    return given.draw("config", st.sampled_from(configs))
 
 
 def _require_begin_index(subject: SchedulerUnderTest) -> None:
@@ -98,9 +98,15 @@ def _require_begin_index(subject: SchedulerUnderTest) -> None:
         raise NotApplicable(f"{subject.name} has no set_begin_index")
 
 
-def _straight(subject: SchedulerUnderTest, config: dict[str, Any]) -> tuple[Any, _Straight]:
-    """A scheduler for reading off its list, and the trajectory."""
-    scheduler = subject.prepared(STEPS, **config)
+def _straight(subject: SchedulerUnderTest, given: Given) -> _Straight:
+    """The trajectory of the subject as it is, or with an option that changes the list."""
+    require_runs(subject)
+    configs = [{name: True} for name in GRID_OPTIONS if True in subject.options.get(name, ())]
+    configs = [{}, *(config for config in configs if not why_not(subject, config))]
+    config = given.draw("config", st.sampled_from(configs))
+    steps = MANY if config else FEW
+    given.note("steps", steps)
+    scheduler = subject.prepared(steps, **config)
     x0, drawn = 0.8 * torch.sin(noise(1)), noise(2)
     samples, outputs = [], []
     for index, timestep in enumerate(scheduler.timesteps):
@@ -110,7 +116,7 @@ def _straight(subject: SchedulerUnderTest, config: dict[str, Any]) -> tuple[Any,
         x = a * x0 + b * drawn
         samples.append(x)
         outputs.append(subject.output_for(scheduler, x, x0, timestep))
-    return subject.prepared(STEPS, **config), _Straight(samples, outputs)
+    return _Straight(subject, config, steps, samples, outputs)
 
 
 def _begins(scheduler: Any, index: int) -> bool:
@@ -121,81 +127,66 @@ def _begins(scheduler: Any, index: int) -> bool:
     return True
 
 
-def _step(
-    subject: SchedulerUnderTest,
-    scheduler: Any,
-    straight: _Straight,
-    index: int,
-    seed: int,
-    x: torch.Tensor | None = None,
-) -> torch.Tensor:
+def _step(straight: _Straight, scheduler: Any, index: int, seed: int, x: torch.Tensor | None = None) -> torch.Tensor:
     """The step at an entry, from x, by default the trajectory's sample."""
     timestep = scheduler.timesteps[index]
     x = straight.samples[index] if x is None else x
     if hasattr(scheduler, "scale_model_input"):
         scheduler.scale_model_input(x, timestep)
-    options = {"generator": generators(seed)} if subject.takes("step", "generator") else {}
+    options = {"generator": generators(seed)} if straight.subject.takes("step", "generator") else {}
     torch.manual_seed(seed)
     return sample_of(scheduler.step(straight.outputs[index], timestep, x, **options))
 
 
-def _continued(subject: SchedulerUnderTest, config: dict[str, Any], straight: _Straight) -> list[torch.Tensor]:
+def _continued(straight: _Straight) -> list[torch.Tensor]:
     """What each step makes of the trajectory's sample in a run from the first entry.
 
     Raises NotApplicable for a sampler whose noise follows one path from the first step on: elsewhere it has another.
     """
     runs = []
     for first_seed in (100, 900):
-        scheduler = subject.prepared(STEPS, **config)
+        scheduler = straight.scheduler()
         if hasattr(scheduler, "set_begin_index") and bool(scheduler.timesteps[0] == scheduler.timesteps[1]):
             scheduler.set_begin_index(0)  # else the first timestep alone says where a run begins
         seeds = [first_seed, *range(101, 100 + len(straight.samples))]
-        runs.append([_step(subject, scheduler, straight, index, seed) for index, seed in enumerate(seeds)])
+        runs.append([_step(straight, scheduler, index, seed) for index, seed in enumerate(seeds)])
     if not all(torch.equal(a, b) for a, b in zip(runs[0][1:], runs[1][1:], strict=True)):
         raise NotApplicable("the noise of later steps is decided in the first one")
     return runs[0]
 
 
-def _first_step(
-    subject: SchedulerUnderTest, config: dict[str, Any], straight: _Straight, index: int, *, by_index: bool
-) -> torch.Tensor | None:
+def _first_step(straight: _Straight, index: int, *, by_index: bool) -> torch.Tensor | None:
     """What a fresh scheduler makes of the trajectory's sample at an entry; None where it refuses to begin there."""
-    scheduler = subject.prepared(STEPS, **config)
+    scheduler = straight.scheduler()
     try:
         if by_index:
             scheduler.set_begin_index(index)
-        return _step(subject, scheduler, straight, index, 100 + index)
+        return _step(straight, scheduler, index, 100 + index)
     except REFUSALS:
         return None
 
 
-def _follow(
-    subject: SchedulerUnderTest, config: dict[str, Any], straight: _Straight, begin: int, *, by_index: bool
-) -> torch.Tensor | None:
+def _follow(straight: _Straight, begin: int, *, by_index: bool) -> torch.Tensor | None:
     """The end of a run from an entry; None where the scheduler refuses to begin there."""
-    scheduler, x = subject.prepared(STEPS, **config), straight.samples[begin]
+    scheduler, x = straight.scheduler(), straight.samples[begin]
     for index in range(begin, len(straight.samples)):
         try:
             if index == begin and by_index:
                 scheduler.set_begin_index(begin)
-            x = _step(subject, scheduler, straight, index, 100 + index, x)
+            x = _step(straight, scheduler, index, 100 + index, x)
         except REFUSALS:
             return None
     return x
 
 
-def _is_stochastic(subject: SchedulerUnderTest, config: dict[str, Any]) -> bool:
-    """Whether the seed changes the result."""
-    x = noise(0, SHAPE)
-    runs = [full_run(subject, subject.prepared(STEPS, **config), seed, x) for seed in (1, 2)]
-    return not torch.equal(runs[0].final, runs[1].final)
-
-
-def _order(scheduler: Any) -> int:
+def _order(straight: _Straight) -> int:
     """How many entries apart steps begin; raises NotApplicable where the list does not tell."""
+    scheduler = straight.scheduler()
     order = getattr(scheduler, "order", 1)
-    if order == 1 and len(scheduler.timesteps) != STEPS:
-        raise NotApplicable(f"{STEPS} steps are {len(scheduler.timesteps)} evaluations: which of them begin a step?")
+    if order == 1 and len(scheduler.timesteps) != straight.steps:
+        raise NotApplicable(
+            f"{straight.steps} steps are {len(scheduler.timesteps)} evaluations: which of them begin a step?"
+        )
     return order
 
 

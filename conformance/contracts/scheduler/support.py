@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,42 @@ def full_run(
     torch.manual_seed(seed)  # for a sampler that takes no generator; the caller's state is restored by `Contract.hold`
     x = subject.start(scheduler, seed) if x is None else x
     return subject.run(scheduler, x, None, **{"generator": generators(seed), **options})
+
+
+@dataclass(frozen=True)
+class Record:
+    """The samples and the model outputs of a run, in its order, and what steps made of them."""
+
+    inputs: list[torch.Tensor]
+    outputs: list[torch.Tensor]
+    samples: list[torch.Tensor]
+
+
+def record(subject: SchedulerUnderTest, config: dict[str, Any], seed: int, shape: tuple[int, ...]) -> Record:
+    """A run to feed to others."""
+    scheduler = subject.prepared(STEPS, **config)
+    trajectory = full_run(subject, scheduler, seed, subject.start(scheduler, seed, shape))
+    return Record(trajectory.inputs, trajectory.outputs, trajectory.samples)
+
+
+def feed(
+    subject: SchedulerUnderTest,
+    config: dict[str, Any],
+    inputs: list[torch.Tensor],
+    outputs: list[torch.Tensor],
+    generator: Any = None,
+    **options: Any,
+) -> list[torch.Tensor]:
+    """What a fresh scheduler's steps make of recorded samples and outputs, one after the other."""
+    scheduler, samples = subject.prepared(STEPS, **config), []
+    if generator is not None and subject.takes("step", "generator"):
+        options["generator"] = generator
+    for timestep, x, output in zip(scheduler.timesteps, inputs, outputs, strict=True):
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(x, timestep)
+        result = scheduler.step(output, timestep, x, **options)
+        samples.append(sample_of(result))
+    return samples
 
 
 def one_step(

@@ -98,9 +98,7 @@ def eta_goes_from_ode_to_posterior(subject: SchedulerUnderTest, given: Given) ->
                     )
 
 
-def _wanted(
-    kind: str, start: tuple[float, float], end: tuple[float, float], second_half: float
-) -> tuple[float, float]:
+def _wanted(kind: str, start: tuple[float, float], end: tuple[float, float], second_half: float) -> tuple[float, float]:
     """The standard deviation that a step from one level to another adds, and its relative rounding error."""
     (a, b), (a_end, b_end) = start, end
     beta = 1 - (a / a_end) ** 2
@@ -110,7 +108,9 @@ def _wanted(
         "fixed_large_log": beta,
         "learned": math.exp(second_half),
         "learned_range": math.exp(
-            (1 + second_half) / 2 * math.log(beta) + (1 - second_half) / 2 * math.log(posterior) if posterior else -math.inf
+            (1 + second_half) / 2 * math.log(beta) + (1 - second_half) / 2 * math.log(posterior)
+            if posterior
+            else -math.inf
         ),
     }.get(kind, posterior)
     return math.sqrt(variance), TABLE_ROUNDINGS * EPS * (1 / beta + 1 / b_end**2)

@@ -1,4 +1,4 @@
-"""The table of known causes, one file each or a few that share their trials. Order is that of the report."""
+"""The table of known causes, a file each (or several that share their trials), in the order in which they are tried."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from conformance.explain.trial import Cause
 CAUSES: tuple[Cause, ...] = (
     *network_time.CAUSES,
     *grid.CAUSES,
-    tables.CAUSE,
-    index.CAUSE,
-    last_level.CAUSE,
-    previous_step.CAUSE,
-    clipping.CAUSE,
+    draws.CAUSE,
+    *guidance.CAUSES,
     eta.CAUSE,
+    clipping.CAUSE,
+    previous_step.CAUSE,
+    last_level.CAUSE,
+    index.CAUSE,
     variance.CAUSE,
     arithmetic.CAUSE,
-    *guidance.CAUSES,
-    draws.CAUSE,
+    tables.CAUSE,
 )

@@ -64,8 +64,9 @@ class _Recipe(Alteration):
         self._exact: torch.Tensor | None = None
 
     def building(self, build: Callable[[], Any]) -> Any:
-        with without_casts(self._linspace):
-            self._exact = getattr(build(), "betas", None)
+        if self._exact is None:
+            with without_casts(self._linspace):
+                self._exact = getattr(build(), "betas", None)
         return build()
 
     def scheduler(self, scheduler: Any, subject: Subject) -> None:
@@ -90,14 +91,15 @@ def trials(state: State) -> Iterator[Repair]:
     if not state.at("step", "pred_original_sample", "sample", "images", *TABLES):
         return
     tensors = state.fixture.tensors
+    is_pipeline = state.fixture.manifest.kind == "pipeline"  # whose replays take long
     recorded = {name: tensors[f"table.{name}"] for name in TABLES if f"table.{name}" in tensors}
-    for wide, held, rounded in HELD:
+    for wide, held, rounded in HELD[1:] if is_pipeline else HELD:
         if recorded:
             names = " and ".join(recorded)
             statement = f"{names}: not the original's{rounded}{_precisions(state)}"
             yield Repair(statement, f"the original's {names}{held}", _Tables(recorded, wide))
         for recipe in RECIPES if hasattr(state.scheduler, "betas") else ():
-            for linspace, filled in FILLED:
+            for linspace, filled in FILLED[:1] if is_pipeline else FILLED:
                 statement = f"the original makes its tables {recipe}{filled}; these are not made so{rounded}"
                 change = f"tables made {recipe}{filled}{held}"
                 yield Repair(statement, change, _Recipe(recipe, linspace, wide))

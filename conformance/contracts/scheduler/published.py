@@ -1,0 +1,39 @@
+"""What options of well-known classes mean when they are left out, as HF diffusers documents it and published
+configurations rely on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_CHAIN: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "beta_schedule": "linear",
+    "trained_betas": None,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "leading",
+    "steps_offset": 0,
+}
+_LIMITS: dict[str, Any] = {
+    "clip_sample": True,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "clip_sample_range": 1.0,
+    "sample_max_value": 1.0,
+    "rescale_betas_zero_snr": False,
+}
+
+CONSTRUCTOR: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": {**_CHAIN, **_LIMITS, "variance_type": "fixed_small"},
+    "DDIMScheduler": {**_CHAIN, **_LIMITS, "set_alpha_to_one": True},
+    "PNDMScheduler": {**_CHAIN, "skip_prk_steps": False, "set_alpha_to_one": False},
+}
+"""Class -> option of the constructor -> default."""
+
+STEP: dict[str, dict[str, Any]] = {
+    "DDPMScheduler": {"generator": None, "return_dict": True},
+    "DDIMScheduler": {"eta": 0.0, "generator": None, "variance_noise": None, "return_dict": True},
+    "PNDMScheduler": {"return_dict": True},
+}
+"""Class -> argument of step -> default."""
