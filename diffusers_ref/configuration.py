@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # Keys that releases of 2022 wrote and that choose nothing today, with the only values for which that is true.
+DEFAULTED = "_defaulted"
+"""Key of a configuration file under which stand the options that were left at the default of the class."""
+
 RETIRED_KEYS: dict[str, tuple[Any, ...]] = {
     "tensor_format": ("pt", None),
     "timestep_values": (None,),
@@ -149,11 +152,15 @@ class ConfigMixin:
         - Keys of another registered class of the same kind, which published files carry, are dropped with one warning.
         - Any other unknown key raises ConfigError.
         - A `Config` hands over only what was given to its object: the defaults of one class are not choices of another.
+          So does a file of this package that another class has written.
         """
         allowed = cls.config_keys()
         given = {key: value for key, value in config.items() if not key.startswith("_")}
-        if isinstance(config, Config):
-            given = {key: value for key, value in given.items() if key not in config.defaulted}
+        for key in config.defaulted if isinstance(config, Config) else config.get(DEFAULTED, ()):
+            # An older default of this very class stays what it was.
+            of_this_class = not isinstance(config, Config) and config.get("_class_name") == cls.__name__
+            if not of_this_class or _frozen(given.get(key)) == _frozen(allowed.get(key)):
+                given.pop(key, None)
         cls._raise_unknown([key for key in overrides if key not in allowed])
 
         foreign = [key for key in given if key not in allowed]
@@ -219,6 +226,8 @@ class ConfigMixin:
             if key not in self.convention_options or value != defaults[key]
         }
         record = {"_class_name": type(self).__name__, "_diffusers_ref_version": __version__, **values}
+        if defaulted := sorted(values.keys() & self.config.defaulted):
+            record[DEFAULTED] = defaulted
         try:
             return json.dumps(record, indent=2, sort_keys=True) + "\n"
         except TypeError as error:

@@ -8,7 +8,8 @@
     reason = "…"
     function = "improved_diffusion"               # optional, where a line occurs more than once
 
-An entry that matches no mutant of its file, or a mutant that is killed, is stale and fails the audit.
+An entry that matches no mutant of its file, or a mutant that is killed, is stale and fails the audit. A declared mutant
+is held against the most promising checks only, for `SECONDS`: no check is expected to notice it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
+
+SECONDS = 2.0
 
 KEYS = ("file", "line", "mutant", "operator", "function", "reason")
 

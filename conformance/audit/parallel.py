@@ -13,20 +13,21 @@ from conformance.audit.mutants import Mutant
 from conformance.audit.session import Audit, Baseline, Request, Verdict
 
 
-def judge_all(audit: Audit, mutants: Sequence[Mutant], jobs: int = 1) -> Iterator[Verdict]:
+def judge_all(audit: Audit, mutants: Sequence[Mutant], seconds: Sequence[float], jobs: int = 1) -> Iterator[Verdict]:
     """The verdicts in the order of the mutants. Each process computes with one thread.
 
     Args:
+        seconds: for each mutant, the time after which no further check is begun.
         jobs: number of processes; 1 works in this one.
     """
     if jobs == 1 or len(mutants) < 2:
         with _one_thread():
-            yield from map(audit.judge, mutants)
+            yield from map(audit.judge, mutants, seconds)
         return
     context = multiprocessing.get_context("spawn")
     given = (audit.request, audit.baseline)
     with ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=given) as pool:
-        yield from pool.map(_judge, mutants, chunksize=4)
+        yield from pool.map(_judge, mutants, seconds, chunksize=4)
 
 
 @contextmanager
@@ -50,5 +51,5 @@ def _begin(request: Request, baseline: dict[tuple[int, int], Baseline]) -> None:
     _audit.adopt(baseline)
 
 
-def _judge(mutant: Mutant) -> Verdict:
-    return _audit.judge(mutant)
+def _judge(mutant: Mutant, seconds: float) -> Verdict:
+    return _audit.judge(mutant, seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import random
 import sys
 import time
@@ -149,7 +150,7 @@ class Audit:
             ConformanceError: no check is left.
         """
         lines: dict[str, set[int]] = {name: set() for name in self.modules}
-        left_out = []
+        left_out: dict[tuple[str, str], list[str]] = {}
         codes = {name: with_notes(*source_of(sys.modules[name])) for name in self.modules}
         notes = {name: {NOTE: lines[name].add} for name in self.modules}
         with self.sandbox.changed(codes, notes) as modules, warnings.catch_warnings():
@@ -166,13 +167,13 @@ class Audit:
                         executed = {name: frozenset(found) for name, found in lines.items()}
                         self.baseline[s, c] = Baseline(outcome, seconds, executed)
                     else:
-                        left_out.append(f"{subject.cls.__name__}: {check.name}: {outcome}")
+                        left_out.setdefault((subject.cls.__name__, outcome), []).append(check.name)
         if not self.baseline:
             raise ConformanceError(
                 f"{', '.join(self.request.subjects)} passes none of the checks: nothing to audit with"
             )
         self.adopt(self.baseline)
-        return left_out
+        return [f"{name}, {outcome}: {', '.join(checks)}" for (name, outcome), checks in left_out.items()]
 
     def adopt(self, baseline: dict[tuple[int, int], Baseline]) -> None:
         """Take over what `prepare` found, here or in another process."""
@@ -187,8 +188,12 @@ class Audit:
             found += mutants_of(source, name, _shown(path), root)
         return found
 
-    def judge(self, mutant: Mutant) -> Verdict:
-        """Hold one mutant against the checks that execute it, until one notices it."""
+    def judge(self, mutant: Mutant, at_most: float = math.inf) -> Verdict:
+        """Hold one mutant against the checks that execute it, until one notices it.
+
+        Args:
+            at_most: seconds of processor time after which no further check is begun.
+        """
         start = time.process_time()
         source, path = source_of(sys.modules[mutant.module])
         covering = self._covering(mutant)
@@ -205,14 +210,15 @@ class Audit:
                 except Exception as error:  # noqa: BLE001 - any failure at import is what the mutation did
                     noticed = ("import", "", f"{type(error).__name__}: {error}")
                 else:
-                    tried, noticed = self._hold(covering, modules)
+                    tried, noticed = self._hold(covering, modules, start + at_most)
         by, check, detail = noticed
         return Verdict(mutant, bool(by), by, check, detail, tried, time.process_time() - start)
 
     def _hold(
-        self, covering: Sequence[tuple[int, int]], modules: Mapping[str, ModuleType]
+        self, covering: Sequence[tuple[int, int]], modules: Mapping[str, ModuleType], deadline: float
     ) -> tuple[int, tuple[str, str, str]]:
         """How many checks were run, and what the last one noticed: by, check and detail of a `Verdict`."""
+        tried = 0
         for tried, key in enumerate(covering, start=1):
             subject, baseline, record = self.subjects[key[0]], self.baseline[key], self.records[key]
             check = subject.checks[key[1]]
@@ -223,12 +229,16 @@ class Audit:
                     outcome = check.outcome(cls)
             except TooLong:
                 return tried, ("time", check.name, "does not end")
+            except Exception as error:  # noqa: BLE001 - the class cannot even be looked at
+                return tried, (check.kind, check.name, f"{type(error).__name__}: {error}")
             finally:
                 record.seconds += time.process_time() - start
             if check.notices(outcome, baseline.outcome):
                 record.kills += 1
                 return tried, (check.kind, check.name, outcome)
-        return len(covering), ("", "", "")
+            if time.process_time() > deadline:
+                break
+        return tried, ("", "", "")
 
     def _covering(self, mutant: Mutant) -> list[tuple[int, int]]:
         """Checks that execute the mutant's lines, the most promising first."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -40,7 +41,7 @@ def audit(
     if report is not None and not report.resolve().parent.is_dir():
         raise ConformanceError(f"--json {report}: there is no such folder")
 
-    from conformance.audit.equivalents import read_equivalents
+    from conformance.audit.equivalents import SECONDS, declared, read_equivalents
     from conformance.audit.parallel import judge_all
     from conformance.audit.report import Report, print_report
     from conformance.audit.session import Audit, Request, sample
@@ -53,7 +54,8 @@ def audit(
     left_out = session.prepare()
     chosen = sample(everything, count, seed)
     typer.echo(f"{len(chosen)} of {len(everything)} mutants, {len(session.baseline)} checks", err=True)
-    verdicts = list(judge_all(session, chosen, jobs))
+    seconds = [SECONDS if declared(declarations, mutant) else math.inf for mutant in chosen]
+    verdicts = list(judge_all(session, chosen, seconds, jobs))
     outcome = Report.of(request, everything, verdicts, declarations, left_out)
     print_report(outcome, minimum)
     if report is not None:

@@ -14,9 +14,7 @@ from conformance.commands import Tier, guarded
 def record(
     system: Annotated[
         str,
-        typer.Argument(
-            help="ddim, ddpm, improved-diffusion, latent-diffusion, pndm, or path/to/recorder.py."
-        ),
+        typer.Argument(help="ddim, ddpm, improved-diffusion, latent-diffusion, pndm, or path/to/recorder.py."),
     ],
     source: Annotated[Path, typer.Option(help="Checkout of the original at the pinned commit.")],
     cases: Annotated[list[str] | None, typer.Argument(help="Case patterns; all cases by default.")] = None,

@@ -153,6 +153,7 @@ class Run:
             arguments |= {"old_pred_original_sample": memory.get("x0"), "timestep_back": times[index - 1] if index else
                           None}  # fmt: skip
         result = step(model_output=output, **arguments)
+        self.found["returns a tuple"] = torch.tensor(isinstance(result, tuple))
         if isinstance(result, tuple):
             new, x0 = result[0], (result[1] if len(result) > 1 else None)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,8 +57,8 @@ class Change:
         outputs: how many outputs the case has.
         first: the first output that diverged, or else moved.
         step: the first step of it that did.
-        max_ulp, max_error: largest over the outputs that moved, `max_error` relative; None where only outcomes that
-            are no numbers changed.
+        max_ulp: largest over the outputs in the working precision that moved, or else over the float64 ones.
+        max_error: largest relative error over all that moved. Both None where only outcomes that are no numbers did.
         detail: in words.
     """
 
@@ -115,10 +115,14 @@ def judge(name: str, before: Case, after: Case, policy: Policy) -> Change:
         outputs=len(before.outputs),
         first=first.output,
         step=first.step,
-        max_ulp=max((m.ulp for m in moved if m.ulp is not None), default=None),
+        max_ulp=_max_ulp([m for m in moved if not m.output.endswith(FLOAT64)]) or _max_ulp(moved),
         max_error=max((m.error for m in moved if m.error is not None), default=None),
         detail=detail + first.detail,
     )
+
+
+def _max_ulp(moved: Sequence[_Moved]) -> float | None:
+    return max((m.ulp for m in moved if m.ulp is not None), default=None)
 
 
 def _output(name: str, before: Case, after: Case, policy: Policy) -> _Moved | None:

@@ -66,10 +66,12 @@ class Cover:
     def _try(self, row: tuple[int, ...], uncovered: dict[tuple[Cell, Cell], None]) -> None:
         """Keep a row if it works, else learn from it."""
         if self._works(row):
-            self.rows.append(self._row(row))
+            if self._row(row) not in self.rows:
+                self.rows.append(self._row(row))
             self._strike(uncovered, row)
         elif not any(self._is_forbidden(cell, dict(enumerate(row))) for cell in enumerate(row)):
-            self._learn(row)
+            for near in self._learn(row):
+                self._try(near, uncovered)
 
     def _complete(self, pair: tuple[Cell, Cell], uncovered: Mapping[tuple[Cell, Cell], None]) -> tuple[int, ...] | None:
         """A row with `pair` that covers many uncovered pairs and holds no forbidden combination, or None."""
@@ -112,8 +114,11 @@ class Cover:
                 chosen[factor] = allowed[0]
         return tuple(chosen[factor] for factor in range(len(self._values)))
 
-    def _learn(self, row: tuple[int, ...]) -> None:
-        """Reduce a failing row and forbid what fails."""
+    def _learn(self, row: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Reduce a failing row and forbid what fails.
+
+        Returns the plainest working rows with a value that does not work alone: for each other value that it needs.
+        """
         kept = dict(enumerate(row))
         for factor, value in enumerate(row):
             plainer = {**kept, factor: 0}
@@ -126,11 +131,13 @@ class Cover:
         others = {factor: value for factor, value in enumerate(minimal) if value != 0}
         # A plain value takes part in the failure where another value in its place works.
         also: dict[int, list[int]] = {}
+        near = []
         for factor, values in enumerate(self._values):
             if minimal[factor] == 0:
                 works = [self._works(self._with({**kept, factor: value})) for value in range(len(values))]
                 if any(works):
                     also[factor] = [value for value, good in enumerate(works) if not good]
+                    near.append(self._with({**kept, factor: works.index(True)}))
         plain = dict.fromkeys(also, 0)
         combinations_that_fail = [others | plain]
         combinations_that_fail += [others | plain | {f: value} for f, bad in also.items() for value in bad]
@@ -138,6 +145,7 @@ class Cover:
             self._forbid(combination)
         if not any(self._is_forbidden(cell, dict(enumerate(row))) for cell in enumerate(row)):
             self._forbid(dict(enumerate(row)))  # it fails for other reasons, too
+        return near if len(others) == 1 else []
 
     def _forbid(self, combination: Mapping[int, int]) -> None:
         cells = frozenset(combination.items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 from conformance.contracts.result import Status
 from conformance.report.console import STYLES, open_console, plain
 from conformance.verify.verification import Verification, check_id
@@ -12,15 +14,20 @@ MOST_CASES = 20  # that are shown; the JSON report has all
 def print_verification(verification: Verification) -> None:
     """Print contracts that failed or do not apply, fixtures that are not bitwise, complaints, and the verdict line."""
     console = open_console()
+    absent: dict[tuple[str, str], list[str]] = defaultdict(list)
     for check in verification.checks:
-        if check.status is Status.PASSED:
-            continue
-        waived = check_id(check) in verification.waived
-        style = "yellow" if waived else "red" if check.status is Status.FAILED else "dim"
-        status = "waived" if waived else check.status.value
-        example = f" [{check.example}]" if check.example else ""
-        line = f"[{style}]{status}[/] {check.subject} {check_id(check)}: {plain(check.reason + example)}"
-        console.print(line, soft_wrap=True)
+        if check.status is Status.NOT_APPLICABLE:
+            absent[check.subject, check.reason].append(check.name)
+    for (subject, reason), names in absent.items():
+        console.print(f"[dim]not applicable[/] {subject}, {plain(reason)}: {', '.join(names)}", soft_wrap=True)
+    for check in verification.checks:
+        if check.status is Status.FAILED:
+            waived = check_id(check) in verification.waived
+            status = "[yellow]waived[/]" if waived else "[red]failed[/]"
+            example = f" [{check.example}]" if check.example else ""
+            console.print(
+                f"{status} {check.subject} {check_id(check)}: {plain(check.reason + example)}", soft_wrap=True
+            )
     told = [case for case in verification.cases if case.message or not case.verdict.green]
     for case in told[:MOST_CASES]:
         style = STYLES[case.verdict.value]

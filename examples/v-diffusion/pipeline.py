@@ -126,16 +126,17 @@ class VDiffusionScheduler(SchedulerMixin):
         result = SchedulerOutput(prev_sample.to(sample.dtype), x0.to(sample.dtype))
         return result if return_dict else result.to_tuple()
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | float) -> Tensor:
-        """x_t = α_t · x_0 + σ_t · noise. original_samples, noise: (B, ...); timesteps: in [0, 1], () or (B,)."""
-        dtype = self._check(noise, original_samples)
+    def _forward_coefficients(self, x0: Tensor, noise: Tensor, timesteps: Tensor | float) -> tuple[Tensor, Tensor]:
+        """α_t and σ_t for `add_noise` and `get_velocity`, shaped to broadcast over `x0`.
+
+        x0, noise: (B, ...); timesteps: numbers in [0, 1], () or (B,).
+        """
+        dtype = self._check(noise, x0)
         times = torch.as_tensor(timesteps).cpu().float()
         if times.numel() and not (times.min() >= 0 and times.max() <= 1):
             raise ValueError(f"timesteps must be in [0, 1], not {timesteps}")
-        times = times.reshape(-1, *[1] * (original_samples.ndim - 1))
-        alpha, sigma = torch.cos(times * math.pi / 2), torch.sin(times * math.pi / 2)
-        alpha, sigma = alpha.to(original_samples.device, dtype), sigma.to(original_samples.device, dtype)
-        return (alpha * original_samples.to(dtype) + sigma * noise.to(dtype)).to(original_samples.dtype)
+        angle = times.reshape(-1, *[1] * (x0.ndim - 1)) * math.pi / 2
+        return torch.cos(angle).to(x0.device, dtype), torch.sin(angle).to(x0.device, dtype)
 
 
 class VDiffusionPipeline(DiffusionPipeline):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SOURCE = '''
+SOURCE = """
 import torch
 
 
@@ -36,5 +36,5 @@ class ToyScheduler:
         direction = (1 - a_prev - sigma**2) ** 0.5 * model_output
         result = a_prev**0.5 * x0 + direction + sigma * noise
         return Output(result, x0) if return_dict else (result, x0)
-'''
+"""
 SUM = "a_prev**0.5 * x0 + direction + sigma * noise"

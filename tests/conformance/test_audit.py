@@ -249,6 +249,20 @@ def test_a_mutant_that_does_not_end_is_killed(looping: Audit) -> None:
     assert not judge(looping, "while count <= 3:").killed
 
 
+def test_no_check_is_begun_after_the_time_a_mutant_is_given(looping: Audit) -> None:
+    mutant = next(mutant for mutant in looping.mutants() if mutant.after == "while count <= 3:")
+    assert looping.judge(mutant, at_most=0.0).tried == 1
+    assert looping.judge(mutant).tried == 2
+
+
+def test_a_class_that_no_check_can_look_at_is_killed(looping: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutant = next(mutant for mutant in looping.mutants() if mutant.after == "while count <= 3:")
+    for check in looping.subjects[0].checks:
+        monkeypatch.setattr(check, "outcome", lambda cls: 1 / 0)
+    verdict = looping.judge(mutant)
+    assert (verdict.killed, verdict.by, verdict.detail) == (True, "fixtures", "ZeroDivisionError: division by zero")
+
+
 def test_a_mutant_that_cannot_be_imported_is_killed(looping: Audit) -> None:
     verdict = judge(looping, "table = 1 / (2 - 2)")
     assert (verdict.killed, verdict.by) == (True, "import")
@@ -273,6 +287,16 @@ def test_workers_find_what_one_process_finds(
     audit("--json", "two.json", "--jobs", "2")
     fates = [(m["line"], m["after"], m["killed"]) for m in found("two.json")]
     assert fates == [(verdict.mutant.line, verdict.mutant.after, verdict.killed) for verdict in judged]
+
+
+def test_our_declarations_are_about_lines_that_exist() -> None:
+    root = Path(__file__).parents[2]
+    entries = read_equivalents(Path(__file__).with_name("equivalent_mutants.toml"))
+    assert entries
+    for entry in entries:
+        lines = [line.strip() for line in (root / entry.file).read_text(encoding="utf-8").split("\n")]
+        for line in entry.line.split("\n"):
+            assert line in lines, str(entry)
 
 
 def test_an_empty_report_is_a_full_score() -> None:

@@ -26,6 +26,7 @@ CONTRACTS = {
     for contract in module.CONTRACTS
 }
 QUICK = Profile(shrink=False)
+FEW = Profile(scale=0.1)
 CASES = [
     pytest.param(name, *case, id=f"{name}-{getattr(case[0], '__name__', type(case[0]).__name__)}")
     for name in CONTRACTS
@@ -38,7 +39,7 @@ def test_a_contract_tells_broken_from_good(name: str, broken: Any, good: type, r
     failed = CONTRACTS[name].hold(SchedulerUnderTest(broken), QUICK)
     assert failed.status is Status.FAILED, failed
     assert reason in failed.reason
-    passed = CONTRACTS[name].hold(SchedulerUnderTest(good), Profile(scale=0.3))
+    passed = CONTRACTS[name].hold(SchedulerUnderTest(good), FEW)
     assert passed.status is Status.PASSED, passed
 
 
@@ -52,7 +53,7 @@ def test_the_other_contracts_do_not_repeat_why_a_scheduler_does_not_run() -> Non
 
 def test_a_scheduler_of_another_library_is_held_to_the_same_contracts() -> None:
     subject = SchedulerUnderTest(FlowScheduler)
-    results = [contract.hold(subject, Profile(scale=0.3)) for contract in CONTRACTS.values()]
+    results = [contract.hold(subject, FEW) for contract in CONTRACTS.values()]
     assert {result.name: result.reason for result in results if result.status is Status.FAILED} == {}
     assert sum(result.status is Status.PASSED for result in results) >= 20
 
@@ -73,8 +74,8 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     random.seed(3)
     np.random.seed(3)
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    for contract in (*lifecycle.CONTRACTS, *randomness.CONTRACTS):
-        contract.hold(SchedulerUnderTest(DDIMScheduler), Profile(scale=0.3))
+    for contract in (CONTRACTS["life_cycle"], *randomness.CONTRACTS):
+        contract.hold(SchedulerUnderTest(DDIMScheduler), FEW)
     assert os.listdir(tmp_path) == []
     assert torch.equal(torch.get_rng_state(), before[0])
     assert random.getstate() == before[1]
@@ -160,5 +161,9 @@ def test_what_cannot_be_made_or_driven_is_said_at_once() -> None:
 
     with pytest.raises(TypeError, match="NeedsMore needs words to be made: give an instance"):
         check_scheduler(NeedsMore)
+    silent = FlowScheduler()
+    del silent.config
+    with pytest.raises(TypeError, match="a FlowScheduler without `config` cannot be made anew: give the class"):
+        check_scheduler(silent)
     with pytest.raises(TypeError, match="dict is no scheduler: it has no set_timesteps and no step"):
         check_scheduler({})

@@ -215,6 +215,16 @@ def test_what_cannot_be_built_or_run_is_not_explained() -> None:
     assert (found.trials, found.causes) == (0, [])
 
 
+def test_a_class_of_a_users_own_that_draws_itself() -> None:
+    ports = Path(__file__).with_name("ported_schedulers.py")
+
+    found = explained("ddpm/cifar-linear-fixedsmall-eps-2", open_implementation(f"{ports}:WithoutGenerator"))
+
+    assert found.result.draws_match is False
+    assert found.trials > 0
+    assert found.hints == []  # no generator reaches its draws, so none of these trials can help
+
+
 # --- HF diffusers: the real differences that README names ------------------------------------------------------------
 
 
@@ -245,7 +255,7 @@ def test_hf_diffusers(hf: Implementation, case: str, causes: list[str], complete
 @pytest.fixture
 def without_eta() -> Iterator[None]:
     faulty = planted(DDIM, "self._coefficients(dtype, float(eta))", "self._coefficients(dtype, 0.0)")
-    with patch("conformance.implementations.open_implementation", lambda name: WithScheduler(faulty)):
+    with patch("conformance.implementations.open_implementation", lambda *named: WithScheduler(faulty)):
         yield
 
 
@@ -287,7 +297,7 @@ def test_a_folder_that_is_missing_is_said_before_anything_runs() -> None:
 
 def test_no_hint_is_said_in_words() -> None:
     faulty = planted(DDIM, "(x - c.sqrt_one_minus_abar * output)", "(x + c.sqrt_one_minus_abar * output)")
-    with patch("conformance.implementations.open_implementation", lambda name: WithScheduler(faulty)):
+    with patch("conformance.implementations.open_implementation", lambda *named: WithScheduler(faulty)):
         result = CliRunner().invoke(app, ["explain", "ddim/ddim-uniform-2-eta-0"])
 
     assert "hint: none; no known cause removes the divergence" in result.stdout

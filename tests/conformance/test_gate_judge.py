@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -81,8 +82,6 @@ def test_minus_zero_is_not_zero() -> None:
 def test_another_outcome_diverges(outputs: dict[str, object], detail: str) -> None:
     change = changed(**outputs)
     assert change.status is Status.DIVERGED
-    import re
-
     assert re.search(detail, change.detail)
 
 

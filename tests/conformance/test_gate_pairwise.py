@@ -42,6 +42,7 @@ def test_a_value_that_needs_another_one_is_covered_with_it() -> None:
     cover = Cover(FACTORS, lambda row: not (row["b"] == 1 and row["c"] == 0))  # b=1 needs c
     assert all_pairs() - pairs(cover.rows) == {frozenset((("b", 1), ("c", 0)))}
     assert cover.failing == [{"a": 0, "b": 1, "c": 0, "d": 0, "e": 0}]
+    assert {"a": 0, "b": 1, "c": 1, "d": 0, "e": 0} in cover.rows  # as near to plain as it works
 
 
 def test_a_value_that_never_works_costs_one_row() -> None:

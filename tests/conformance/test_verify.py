@@ -79,7 +79,7 @@ def test_a_good_port_conforms() -> None:
     result = run(f"{PORTS}:GoodDDIMScheduler")
 
     assert verdict(result) == (0, "conforms: 1 checks passed, 1 not applicable, 2 fixtures bitwise")
-    assert "not applicable GoodDDIMScheduler contract/has_nothing: nothing to look at" in result.stdout
+    assert "not applicable GoodDDIMScheduler, nothing to look at: has_nothing" in result.stdout
 
 
 def test_a_drifted_port_does_not() -> None:

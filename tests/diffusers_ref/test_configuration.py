@@ -75,7 +75,7 @@ def test_json_round_trip(tmp_path):
     lamp.save_config(tmp_path / "deep" / "folder")
     text = (tmp_path / "deep" / "folder" / "lamp.json").read_text()
     assert text == lamp.to_json_string() and text.endswith("}\n")
-    assert list(json.loads(text)) == ["_class_name", "_diffusers_ref_version", "colour", "levels", "power"]
+    assert list(json.loads(text)) == ["_class_name", "_defaulted", "_diffusers_ref_version", "colour", "levels", "power"]
     again = Lamp.from_config(Lamp.load_config(tmp_path / "deep" / "folder"))
     assert again.config == lamp.config
 
@@ -184,3 +184,32 @@ def test_a_file_is_no_folder_to_save_into(tmp_path):
 def test_a_config_is_a_plain_mapping():
     config = Config({"a": 1})
     assert {**config} == {"a": 1} and "a" in config and len(config) == 1 and config.get("b") is None
+
+
+def test_defaults_of_one_class_are_no_choices_of_another_through_a_file(tmp_path):
+    PNDMScheduler(beta_end=0.015).save_pretrained(tmp_path)
+
+    borrowed = DDIMScheduler.from_pretrained(tmp_path)
+
+    assert borrowed.config.beta_end == 0.015
+    assert borrowed.config.set_alpha_to_one is True  # PNDM's default is False
+
+
+def test_a_choice_in_a_file_is_kept_by_another_class(tmp_path):
+    PNDMScheduler(set_alpha_to_one=False).save_pretrained(tmp_path)
+
+    assert DDIMScheduler.from_pretrained(tmp_path).config.set_alpha_to_one is False
+
+
+def test_a_file_keeps_the_default_that_its_class_had(tmp_path):
+    PNDMScheduler().save_pretrained(tmp_path)
+    file = tmp_path / "scheduler_config.json"
+    file.write_text(file.read_text().replace('"beta_end": 0.02', '"beta_end": 0.03'))
+
+    assert PNDMScheduler.from_pretrained(tmp_path).config.beta_end == 0.03
+
+
+def test_what_was_left_at_its_default_stays_so_through_files(tmp_path):
+    PNDMScheduler(beta_end=0.015).save_pretrained(tmp_path)
+
+    assert PNDMScheduler.from_pretrained(tmp_path).config.defaulted == PNDMScheduler(beta_end=0.015).config.defaulted

@@ -137,6 +137,7 @@ def _cases(subject: SchedulerUnderTest) -> Iterator[tuple[Config, int]]:
         if not contradicts({**subject.base, **config}) and not meaningless(subject, config):
             yield from ((config, steps) for steps in COUNTS)
     for index, config in enumerate(combinations_of(subject)):
+        yield config, STEPS
         yield config, COUNTS[index % len(COUNTS)]
 
 

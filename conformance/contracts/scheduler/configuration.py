@@ -55,8 +55,8 @@ def overrides_win(subject: SchedulerUnderTest, given: Given) -> None:
 
 
 def borrowed_config_brings_only_choices(subject: SchedulerUnderTest, given: Given) -> None:
-    """`from_config` with the configuration of an object of another class takes what was chosen there, and leaves what
-    that class has by default: the defaults of one class are no choices of another."""
+    """`from_config` with the configuration of an object of another class, and `from_pretrained` with its file, take what
+    was chosen there, and leave what that class has by default: the defaults of one class are no choices of another."""
     require_runs(subject)
     _require(subject, "from_config")
     lenders = _lenders(subject)
@@ -67,6 +67,11 @@ def borrowed_config_brings_only_choices(subject: SchedulerUnderTest, given: Give
         given.note("defaults", differing)
         borrowed = subject.cls.from_config(lender().config)  # type: ignore[attr-defined]
         _require_twin(subject, subject.cls(), borrowed, f"made from the configuration of {lender.__name__}()")
+        if hasattr(subject.cls, "from_pretrained") and hasattr(lender, "save_pretrained"):
+            with tempfile.TemporaryDirectory() as folder:
+                lender().save_pretrained(folder)
+                loaded = subject.cls.from_pretrained(folder)  # type: ignore[attr-defined]
+            _require_twin(subject, subject.cls(), loaded, f"made from the file of {lender.__name__}()")
         chosen = {"beta_end": 0.015} if "beta_end" in defaults(subject.cls) and "beta_end" in defaults(lender) else {}
         borrowed = subject.cls.from_config(lender(**chosen).config)  # type: ignore[attr-defined]
         _require_twin(subject, subject.cls(**chosen), borrowed, f"made from that of {lender.__name__}(**{chosen})")

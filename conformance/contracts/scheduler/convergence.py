@@ -10,6 +10,7 @@ from conformance.contracts.contract import Contract, Given
 from conformance.contracts.result import NotApplicable, Violation
 from conformance.contracts.scheduler.driver import DataPrediction, SchedulerUnderTest, generators
 from conformance.contracts.scheduler.probes import EPS, OPERATIONS, STEPS, choice, measured_steps
+from conformance.contracts.scheduler.randomness import is_stochastic
 from conformance.contracts.scheduler.support import require_runs
 
 FEW, MANY = 40, 160
@@ -30,9 +31,9 @@ def error_falls_with_the_steps(subject: SchedulerUnderTest, given: Given) -> Non
     of the result by four at least (first order), by sixteen for methods of order two or more, down to what the size of
     the last level explains."""
     require_runs(subject)
-    steps = measured_steps(subject, STEPS, {})
-    if any(step.fresh > step.allowed for step in steps):
+    if is_stochastic(subject, {}, {}):
         raise NotApplicable(f"{subject.name} adds noise in its steps")
+    steps = measured_steps(subject, STEPS, {})
     if steps[-1].start[1] > steps[0].start[1]:
         raise NotApplicable(f"{subject.name} runs from data to noise")
     (coarse, _), (fine, explained) = _error(subject, FEW), _error(subject, MANY)

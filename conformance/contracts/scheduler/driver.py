@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,7 +69,9 @@ class SchedulerUnderTest:
         self.base: dict[str, Any] = {}
         if not isinstance(subject, type):
             allowed = parameters(self.cls, "__init__")
-            self.base = {name: value for name, value in dict(subject.config).items() if name in allowed}
+            if not hasattr(subject, "config"):
+                raise TypeError(f"a {self.name} without `config` cannot be made anew: give the class to check")
+            self.base = {name: value for name, value in config_of(subject).items() if name in allowed}
         self._slow_to_make: dict[str, Any] = {}
         self.outcomes: dict[str, str] = {}
         self.results: dict[str, torch.Tensor] = {}
@@ -151,7 +153,7 @@ class SchedulerUnderTest:
         """
         a, b = self.levels(scheduler, timestep)
         noise = (x - a * x0) / b
-        config = scheduler.config
+        config = config_of(scheduler)
         kind = config.get("prediction_type", None)
         if hasattr(scheduler, "precondition_outputs"):
             output = self._before_preconditioning(scheduler, x, x0, b)
@@ -179,7 +181,7 @@ class SchedulerUnderTest:
         """The output of a network without a meaning: within ±1, a live function of x and of time, pixel by pixel."""
         wave = torch.arange(x[0].numel(), dtype=x.dtype, device=x.device).reshape(x[0].shape)
         output = torch.sin(3 * x / (1 + x.abs()) + 1.7 * wave.remainder(7) + float(timestep) / len(scheduler.timesteps))
-        learned = scheduler.config.get("variance_type") in LEARNED
+        learned = config_of(scheduler).get("variance_type") in LEARNED
         return torch.cat([output, 0.5 * torch.cos(3 * output)], 1) if learned else output
 
     def _time_direction(self, scheduler: Any) -> float:
@@ -251,6 +253,12 @@ class SchedulerUnderTest:
         """x_T: init_noise_sigma times standard normal numbers, the same in every dtype but for rounding."""
         noise = torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         return (noise * float(getattr(scheduler, "init_noise_sigma", 1.0))).to(dtype)
+
+
+def config_of(scheduler: Any) -> Mapping[str, Any]:
+    """The options that a scheduler was made with, as it tells them: a mapping or a record; none if it does not."""
+    config = getattr(scheduler, "config", {})
+    return config if isinstance(config, Mapping) else vars(config)
 
 
 def always(x0: torch.Tensor) -> DataPrediction:

@@ -21,6 +21,7 @@ from conformance.contracts.scheduler.probes import (
     measured_steps,
     rounding,
 )
+from conformance.contracts.scheduler.randomness import is_stochastic
 from conformance.contracts.scheduler.support import require_runs
 
 UNEVEN_STEPS = 7
@@ -46,7 +47,7 @@ def steps_land_on_their_levels(subject: SchedulerUnderTest, given: Given) -> Non
         wanted = choice(subject, config)
         same_variance = all(wanted.get(name) not in values for name, values in OTHER_VARIANCE.items())
         for step in measured[:-1]:
-            _require_landing(step, same_variance or step.fresh <= step.allowed)
+            _require_landing(step, same_variance or (step.exact and step.fresh <= step.allowed))
 
 
 def runs_end_at_the_data(subject: SchedulerUnderTest, given: Given) -> None:
@@ -78,9 +79,9 @@ def constant_output_moves_straight(subject: SchedulerUnderTest, given: Given) ->
     kind = choice(subject, {}).get("prediction_type", "epsilon")
     if kind not in ("epsilon", "flow_prediction"):
         raise NotApplicable(f"prediction_type={kind!r}: the network predicts neither noise nor a flow")
-    steps = measured_steps(subject, STEPS, {})
-    if any(step.fresh > step.allowed for step in steps):
+    if is_stochastic(subject, {}, {}):
         raise NotApplicable(f"{subject.name} adds noise in its steps")
+    steps = measured_steps(subject, STEPS, {})
     if steps[-1].start[1] > steps[0].start[1]:
         raise NotApplicable(f"{subject.name} runs from data to noise")
     scheduler = subject.prepared(STEPS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -37,7 +38,7 @@ def prediction_types_agree(subject: SchedulerUnderTest, given: Given) -> None:
     require_runs(subject)
     if "prediction_type" not in subject.options:
         raise NotApplicable(f"{subject.name} has no choice of prediction types")
-    runs: dict[str, tuple[Trajectory, float]] = {}
+    runs: dict[str, tuple[Trajectory, list[float]]] = {}
     for kind in subject.options["prediction_type"]:
         config = {"prediction_type": kind} if kind != choice(subject, {})["prediction_type"] else {}
         scheduler = prepared(subject, STEPS, config)
@@ -45,17 +46,18 @@ def prediction_types_agree(subject: SchedulerUnderTest, given: Given) -> None:
             continue
         levels = [subject.levels(scheduler, t) for t in scheduler.timesteps]
         x = subject.start(scheduler, 5, dtype=torch.float64)
-        errors = [rounding(levels, k) for k in range(len(levels))]
-        bound = sum(error for error in errors if math.isfinite(error)) * LARGEST_NORMAL
+        errors = [rounding(levels, k) * LARGEST_NORMAL for k in range(len(levels))]
+        bounds = list(accumulate(error if math.isfinite(error) else 0.0 for error in errors))
         torch.manual_seed(6)
-        runs[kind] = subject.run(scheduler, x, mixture(), generator=generators(6)), bound
+        runs[kind] = subject.run(scheduler, x, mixture(), generator=generators(6)), bounds
     if len(runs) < 2:
         raise NotApplicable(f"{subject.name} takes {' and '.join(runs) or 'no known prediction type'} only")
-    (first, (run, bound)), *others = runs.items()
+    (first, (run, bounds)), *others = runs.items()
     for kind, (other, _) in others:
         given.note("prediction_types", (first, kind))
         for k, (found, wanted) in enumerate(zip(other.samples, run.samples, strict=True)):
-            require_close(found, wanted, f"the sample with {kind!r}", bound=bound / float(wanted.abs().max()), step=k)
+            bound = bounds[k] / float(wanted.abs().max())
+            require_close(found, wanted, f"the sample with {kind!r}", bound=bound, step=k)
 
 
 def reported_x0_is_the_belief(subject: SchedulerUnderTest, given: Given) -> None:

@@ -215,16 +215,14 @@ def _measure(
 def rounding(levels: Sequence[tuple[float, float]], k: int) -> float:
     """The rounding error of the sample after evaluation k, in units of x_0 and noise of size 1.
 
-    x_0 follows from an output by a division by a, noise from x_0 by a division by b, and multistep methods combine
-    what earlier evaluations, at larger levels, left. Infinite where a signal or a noise is 0.
+    x_0 follows from an output by a division by a; the slope of a step of two evaluations from x_0 by a division by b;
+    and multistep methods combine what earlier evaluations, at larger levels, left. Infinite where the signal is 0.
     """
     a_end, b_end = levels[k + 1] if k + 1 < len(levels) else (1.0, 0.0)
-    b_here = levels[k][1]
-    growth = [
-        (a + b) * max(1.0, _ratio(a_end, a)) * max(1.0, _ratio(max(b, b_end), b_here))
-        for a, b in levels[max(0, k - MEMORY + 1) : k + 1]
-    ]
-    return OPERATIONS * EPS * max(a_end + b_end, *growth)
+    amplified = max((a + b) * max(1.0, _ratio(a_end, a)) for a, b in levels[max(0, k - MEMORY + 1) : k + 1])
+    b_here, b_base = levels[k][1], levels[max(0, k - 1)][1]
+    slope = max(1.0, _ratio(max(b_base, b_end), b_here))
+    return OPERATIONS * EPS * max(a_end + b_end, amplified * slope)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +73,16 @@ def some_config(subject: SchedulerUnderTest, given: Given, most: int = 2) -> dic
     if config:
         given.note("config", config)
     return config
+
+
+def single_options(subject: SchedulerUnderTest) -> Iterator[dict[str, Any]]:
+    """No option, and then each option alone with which a short run gets through."""
+    yield {}
+    for name, values in subject.options.items():
+        for value in values[1:]:
+            config = {name: value}
+            if not contradicts({**subject.base, **config}) and not why_not(subject, config):
+                yield config
 
 
 def some_step_options(subject: SchedulerUnderTest, given: Given) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -62,7 +63,7 @@ class _DrawnForIt(Alteration):
 
     def scheduler(self, scheduler: Any, subject: Subject) -> None:
         calls = _Counter(scheduler)
-        takes_noise = "variance_noise" in type(scheduler).step.__code__.co_varnames
+        takes_noise = "variance_noise" in inspect.signature(scheduler.step).parameters
 
         def stepped(step: Any, output: torch.Tensor, t: Any, x: torch.Tensor, **options: Any) -> Any:
             call, generator = calls.next(), options.get("generator")

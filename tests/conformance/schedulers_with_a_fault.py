@@ -1,0 +1,248 @@
+"""Schedulers with one fault each: for every contract of mathematics and configuration, what it must see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from diffusers_ref import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from diffusers_ref.schedulers.scheduler import SchedulerOutput
+
+# Schedulers of this module lend each other their configurations, as those of a library do.
+__all__ = ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler"]
+
+
+class LouderNoise(DDIMScheduler):
+    def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
+        return super().add_noise(original_samples, 1.01 * noise, timesteps)
+
+
+class OneTimestepForAll(DDIMScheduler):
+    def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
+        return super().add_noise(original_samples, noise, torch.as_tensor(timesteps).reshape(-1)[:1])
+
+
+class FoldedProcess(DDIMScheduler):
+    def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
+        return super().add_noise(original_samples, noise, (torch.as_tensor(timesteps) - 400).abs())
+
+
+class NegativeVelocity(DDIMScheduler):
+    def get_velocity(self, sample: Any, noise: Any, timesteps: Any) -> Any:
+        return -super().get_velocity(sample, noise, timesteps)
+
+
+class ScaledInput(DDIMScheduler):
+    def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
+        return sample / 2
+
+
+class LoudStart(DDIMScheduler):
+    init_noise_sigma = 1.01
+
+
+class LargerBetas(DDIMScheduler):
+    @property
+    def betas(self) -> torch.Tensor:
+        return 1.0001 * super().betas
+
+
+class SomeSignalLeft(DDIMScheduler):
+    @property
+    def alphas_cumprod(self) -> torch.Tensor:
+        return super().alphas_cumprod.clamp(min=1e-4)
+
+
+class GridOffByOne(DDIMScheduler):
+    def set_timesteps(self, num_inference_steps: Any = None, **options: Any) -> None:
+        super().set_timesteps(num_inference_steps, **options)
+        if self.timesteps[0] < len(self) - 1:
+            super().set_timesteps(timesteps=[t + 1 for t in self.timesteps.tolist()])
+
+
+class PreviousTimestepByDivision(DDIMScheduler):
+    """The previous timestep is t - T // n, whatever the list says."""
+
+    def _coefficients(self, dtype: torch.dtype, eta: float = 0.0) -> list[Any]:
+        grid = self._grid
+        stride = len(self) // len(grid)
+        previous = [max(t - stride, 0) for t in grid]
+        steps = []
+        for t, t_prev in zip(grid, previous, strict=True):
+            self._grid = [t, t_prev] if t_prev < t else [t]
+            steps.append(self._make_coefficients(dtype, eta)[0])
+        self._grid = grid
+        return steps
+
+
+class _Ending(DDIMScheduler):
+    """Changes the result of the last step, or of all."""
+
+    def _change(self, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        raise NotImplementedError
+
+    def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
+        result = super().step(model_output, timestep, sample, **options)
+        if timestep == self.timesteps[-1]:
+            result = SchedulerOutput(self._change(result.prev_sample, sample), result.pred_original_sample)
+        return result
+
+
+class NoiseLeft(_Ending):
+    def _change(self, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        return x + 0.1 * (before - x)
+
+
+class BentPath(_Ending):
+    def _change(self, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        return x + 0.01 * x.square()
+
+
+class BeyondTheLimit(_Ending):
+    def _change(self, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.abs() > 0.6, 1.05 * x, x)
+
+
+class Stagnating(_Ending):
+    def _change(self, x: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+        return x + 0.2
+
+
+class LouderDraws(DDPMScheduler):
+    def _noise(self, *arguments: Any) -> torch.Tensor:
+        return 1.01 * super()._noise(*arguments)
+
+
+class SquaredEta(DDIMScheduler):
+    def step(self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, **options: Any) -> Any:
+        return super().step(model_output, timestep, sample, eta**2, **options)
+
+
+class WrongVelocity(DDIMScheduler):
+    def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
+        factor = 0.99 if self.config.prediction_type == "v_prediction" else 1.0
+        return super().step(factor * model_output, timestep, sample, **options)
+
+
+class OtherReport(DDIMScheduler):
+    def step(self, *arguments: Any, **options: Any) -> Any:
+        result = super().step(*arguments, **options)
+        return SchedulerOutput(result.prev_sample, 1.01 * result.pred_original_sample)
+
+
+class ThresholdingMakesNaN(DDIMScheduler):
+    def __init__(self, set_alpha_to_one: bool = True, thresholding: bool = False, clip_sample: bool = True) -> None:
+        super().__init__(set_alpha_to_one=set_alpha_to_one, thresholding=thresholding, clip_sample=clip_sample)
+
+    def step(self, *arguments: Any, **options: Any) -> Any:
+        result = super().step(*arguments, **options)
+        broken = self.config.thresholding and not self.config.set_alpha_to_one
+        return SchedulerOutput(result.prev_sample * (torch.nan if broken else 1.0), result.pred_original_sample)
+
+
+class DeafToAlpha(DDIMScheduler):
+    """Accepts set_alpha_to_one, and ignores it."""
+
+    def __init__(self, set_alpha_to_one: bool = True, clip_sample: bool = True) -> None:
+        super().__init__(set_alpha_to_one=set_alpha_to_one, clip_sample=clip_sample)
+
+    @property
+    def final_alpha_cumprod(self) -> torch.Tensor:
+        return torch.ones_like(self.alphas_cumprod[0])
+
+
+class Lenient(DDIMScheduler):
+    def __init__(self, timestep_spacing: str = "leading") -> None:
+        known = timestep_spacing in ("leading", "linspace", "trailing")
+        super().__init__(timestep_spacing=timestep_spacing if known else "leading")
+
+
+class AnythingGoes(DDIMScheduler):
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+
+
+class Forgetful(DDIMScheduler):
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Any:
+        return super().from_config({key: value for key, value in config.items() if key != "clip_sample"}, **overrides)
+
+
+class Stubborn(DDIMScheduler):
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Any:
+        return super().from_config(config)
+
+
+class Borrower(DDIMScheduler):
+    """Takes the defaults of another class for choices."""
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], **overrides: Any) -> Any:
+        return cls(**{key: value for key, value in config.items() if key in cls.config_keys()})
+
+
+class OtherDefault(DDIMScheduler):
+    def step(self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.1, **options: Any) -> Any:
+        return super().step(model_output, timestep, sample, eta, **options)
+
+
+class AnyCount(DDIMScheduler):
+    def set_timesteps(self, num_inference_steps: Any = None, **options: Any) -> None:
+        super().set_timesteps(max(1, int(num_inference_steps)), **options)
+
+
+class Broadcasting(DDIMScheduler):
+    def _check(self, model_output: Any, sample: Any, channel_factor: int = 1) -> torch.dtype:
+        return torch.float32
+
+
+class AnyTimestep(DDIMScheduler):
+    def _advance(self, timestep: Any) -> int:
+        try:
+            return super()._advance(timestep)
+        except (ValueError, TypeError):
+            return 0
+
+
+class AnyGenerator(DDPMScheduler):
+    def _noise(self, sample: Any, generator: Any, variance_noise: Any, dtype: torch.dtype) -> torch.Tensor:
+        known = isinstance(generator, (torch.Generator, list))
+        return super()._noise(sample, generator if known else None, variance_noise, dtype)
+
+
+FAULTS: dict[str, tuple[type, str]] = {
+    "noise_is_added_linearly": (LouderNoise, "no published process"),
+    "noise_is_added_per_sample": (OneTimestepForAll, "the batch"),
+    "levels_are_ordered": (FoldedProcess, "against the direction"),
+    "velocity_matches_the_levels": (NegativeVelocity, "the velocity at"),
+    "inputs_have_unit_variance": (ScaledInput, "the network's input"),
+    "starts_on_the_first_level": (LoudStart, "init_noise_sigma is 1.01"),
+    "betas_follow_their_schedule": (LargerBetas, "betas["),
+    "zero_snr_leaves_no_signal": (SomeSignalLeft, "instead of 0"),
+    "timesteps_follow_the_spacing": (GridOffByOne, "begin with"),
+    "steps_land_on_their_levels": (PreviousTimestepByDivision, "but the next timestep has"),
+    "runs_end_at_the_data": (NoiseLeft, "can be left"),
+    "constant_output_moves_straight": (BentPath, "the end of the path"),
+    "variance_types_are_the_published": (LouderDraws, "adds noise of standard deviation"),
+    "eta_goes_from_ode_to_posterior": (SquaredEta, "adds noise of standard deviation"),
+    "prediction_types_agree": (WrongVelocity, "'v_prediction'"),
+    "reported_x0_is_the_belief": (OtherReport, "the reported x_0"),
+    "limits_hold_in_the_result": (BeyondTheLimit, "the result"),
+    "error_falls_with_the_steps": (Stagnating, "the error falls from"),
+    "option_pairs_run_or_are_refused": (ThresholdingMakesNaN, "set_alpha_to_one=False, thresholding=True with"),
+    "options_have_an_effect": (DeafToAlpha, "set_alpha_to_one (True, False)"),
+    "unknown_values_are_refused": (Lenient, "timestep_spacing='no-such-value' is accepted"),
+    "unknown_options_are_refused": (AnythingGoes, "no_such_option"),
+    "config_round_trips": (Forgetful, "clip_sample is True instead of False"),
+    "overrides_win": (Stubborn, "instead of"),
+    "borrowed_config_brings_only_choices": (Borrower, "set_alpha_to_one is False instead of True"),
+    "defaults_are_the_published": (OtherDefault, "the default of step: eta is 0.1 instead of 0.0"),
+    "unusable_step_counts_are_refused": (AnyCount, "set_timesteps(0) is accepted"),
+    "unusable_outputs_are_refused": (Broadcasting, "a batch of one is accepted"),
+    "unusable_timesteps_are_refused_by_step": (AnyTimestep, "far above is accepted"),
+    "unusable_generators_are_refused": (AnyGenerator, "a number is accepted"),
+}
+"""Contract -> a scheduler that breaks it, and what the reason says."""

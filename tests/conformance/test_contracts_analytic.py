@@ -1,0 +1,82 @@
+"""Contracts of the mathematics: each sees the fault that it is for. (The suite holds them on sound schedulers.)"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from schedulers_with_a_fault import FAULTS
+
+from conformance.contracts.result import Status
+from conformance.contracts.scheduler import convergence, forward, landing, predictions, schedules, variance
+from conformance.contracts.scheduler.driver import SchedulerUnderTest
+from conformance.contracts.scheduler.formulas import beta_tables, grids, zero_terminal_snr
+from conformance.contracts.scheduler.probes import measure_steps
+from diffusers_ref import DDIMScheduler, DDPMScheduler
+
+CONTRACTS = {
+    contract.name: contract
+    for module in (forward, schedules, landing, variance, predictions, convergence)
+    for contract in module.CONTRACTS
+}
+
+
+@pytest.mark.parametrize("name", CONTRACTS)
+def test_a_contract_sees_its_fault_and_names_it(name: str) -> None:
+    broken, words = FAULTS[name]
+    result = CONTRACTS[name].hold(SchedulerUnderTest(broken))
+    assert result.status is Status.FAILED
+    assert words in result.reason
+
+
+def test_a_deterministic_step_is_made_of_signal_and_kept_noise() -> None:
+    subject = SchedulerUnderTest(DDIMScheduler)
+    first = measure_steps(subject, subject.prepared(10))[0]
+    abar = DDIMScheduler().alphas_cumprod[800].item()
+    assert first.signal == pytest.approx(math.sqrt(abar), abs=1e-5)
+    assert first.kept == pytest.approx(math.sqrt(1 - abar), abs=1e-5)
+    assert first.fresh == pytest.approx(0, abs=1e-12)
+    assert first.exact
+
+
+def test_a_random_step_is_taken_apart_exactly_where_its_draw_is_known() -> None:
+    subject = SchedulerUnderTest(DDPMScheduler)
+    first = measure_steps(subject, subject.prepared(10))[0]
+    abar, abar_next = DDPMScheduler().alphas_cumprod[[900, 800]].tolist()
+    posterior = (1 - abar / abar_next) * (1 - abar_next) / (1 - abar)
+    assert first.exact
+    assert first.fresh == pytest.approx(math.sqrt(posterior), abs=1e-5)
+    assert math.hypot(first.kept, first.fresh) == pytest.approx(math.sqrt(1 - abar_next), abs=1e-5)
+
+
+def test_an_unknown_draw_is_estimated() -> None:
+    class OwnSource(DDPMScheduler):
+        def _noise(self, sample: torch.Tensor, *others: object) -> torch.Tensor:
+            return torch.randn(sample.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    subject = SchedulerUnderTest(OwnSource)
+    first = measure_steps(subject, subject.prepared(10))[0]
+    assert not first.exact
+    assert first.noise == pytest.approx(first.end[1] if first.end else 0, abs=first.allowed_noise)
+
+
+def test_zero_terminal_snr_keeps_the_first_and_empties_the_last() -> None:
+    abar = np.array([0.81, 0.49, 0.09])
+    assert zero_terminal_snr(abar) == pytest.approx([0.81, (0.4 * 0.9 / 0.6) ** 2, 0.0])
+
+
+def test_formulas_of_betas() -> None:
+    tables = beta_tables(0.1, 0.4, 4)
+    assert tables["linear"] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert tables["jsd"] == pytest.approx([1 / 4, 1 / 3, 1 / 2, 1])
+    assert tables["warmup50"] == pytest.approx([0.1, 0.4, 0.4, 0.4])
+    assert tables["scaled_linear"][[0, -1]] == pytest.approx([0.1, 0.4])
+    assert tables["squaredcos_cap_v2"][-1] == 0.999
+
+
+def test_published_grids_of_ten_training_timesteps() -> None:
+    assert [grid.tolist() for grid in grids("leading", 10, 3, 1)] == [[7, 4, 1], [7, 5, 3]]
+    assert grids("linspace", 10, 4, 0)[0].tolist() == [9, 6, 3, 0]
+    assert grids("trailing", 10, 5, 0)[0].tolist() == [9, 7, 5, 3, 1]
