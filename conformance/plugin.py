@@ -133,7 +133,7 @@ class Summary:
         self._broken = False  # a case could not be judged: a damaged fixture, or a fault of this package
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        found = {
+        found: dict[str, Any] = {
             name.removeprefix(PROPERTY): value
             for name, value in report.user_properties
             if str(name).startswith(PROPERTY)
@@ -142,7 +142,7 @@ class Summary:
             self._complaints.append(f"{report.nodeid}: {report.longreprtext}")
             self._broken = True
         if report.when == "call" and found:
-            known = {name: json.loads(found[name]) for name in ("first_divergence", "draws_match") if name in found}
+            known = {n: json.loads(found[n]) for n in ("first_divergence", "draws_match") if n in found}
             self._results.append({**dict.fromkeys(OPTIONAL), **found, **known})
 
     @pytest.hookimpl(trylast=True)

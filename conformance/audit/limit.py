@@ -8,6 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+PATIENCE = 50
+"""How many times longer than its processor time a call may take by the clock, where many processes share a machine."""
+
 
 class TooLong(BaseException):
     """The code ran longer than it was given. No Exception, so that what it interrupts does not take it for one."""
@@ -15,24 +18,28 @@ class TooLong(BaseException):
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooLong in this thread if the block takes longer than `seconds`; a call into C is waited for.
+    """Raise TooLong in this thread if the block takes more than `seconds` of processor time.
 
-    The block may be interrupted anywhere; its `finally` clauses run.
+    The block may be interrupted anywhere in Python code (a call into C is waited for); its `finally` clauses run. Code
+    that waits instead of computing is interrupted after PATIENCE times as long.
     """
     thread = threading.get_ident()
     lock = threading.Lock()
-    over = fired = delivered = False
+    over = threading.Event()
+    fired = delivered = False
+    by_processor, by_clock = time.process_time() + seconds, time.monotonic() + PATIENCE * seconds
 
-    def stop() -> None:
+    def watch() -> None:
         nonlocal fired
-        with lock:
-            if not over:
-                fired = True
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TooLong))
+        while not over.wait(seconds / 20):
+            if time.process_time() > by_processor or time.monotonic() > by_clock:
+                with lock:
+                    if not over.is_set():
+                        fired = True
+                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(TooLong))
+                return
 
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     except TooLong:
@@ -40,8 +47,7 @@ def time_limit(seconds: float) -> Iterator[None]:
         raise
     finally:
         with lock:
-            over = True
-        timer.cancel()
+            over.set()
         if fired and not delivered:
             _wait_for_it()
 

@@ -17,6 +17,7 @@ def check(
     ] = "diffusers_ref",
     only: Annotated[list[str] | None, typer.Option(help="Class names or patterns (repeatable).")] = None,
     workers: Annotated[int, typer.Option("-n", min=1, help="Processes.")] = 1,
+    expectations: Annotated[Path | None, typer.Option(help="TOML file of known failures with reasons.")] = None,
     seed: Annotated[int | None, typer.Option(help="Search at random from this seed; fixed examples without.")] = None,
     scale: Annotated[float, typer.Option(min=0.01, help="Multiplies the number of examples.")] = 1.0,
     report: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON.")] = None,
@@ -30,10 +31,14 @@ def check(
     from conformance.contracts.contract import Profile
     from conformance.contracts.holding import hold_all, subject_names
     from conformance.contracts.result import Status
+    from conformance.expectations import applicable, read_expectations, stale
+    from conformance.implementations import open_implementation
     from conformance.report.findings import print_findings, write_json, write_markdown
 
     names = subject_names(implementation, only or ())
-    hold = partial(hold_all, implementation, profile=Profile(scale, seed))
+    entries = read_expectations(expectations) if expectations is not None else []
+    entries = applicable(entries, implementation, open_implementation(implementation).version, "cpu")
+    hold = partial(hold_all, implementation, profile=Profile(scale, seed), expectations=entries)
     if workers == 1:
         by_class = {name: hold(name) for name in names}
     else:
@@ -44,5 +49,9 @@ def check(
         write_json(report, implementation, by_class)
     if markdown is not None:
         write_markdown(markdown, implementation, by_class)
-    failed = any(result.status is Status.FAILED for results in by_class.values() for result in results)
-    raise typer.Exit(1 if failed else 0)
+    results = [result for each in by_class.values() for result in each]
+    complaints = stale(entries, [(result.id, result.status.value) for result in results])
+    for complaint in complaints:
+        typer.echo(complaint)
+    failed = any(result.status is Status.FAILED for result in results)
+    raise typer.Exit(1 if failed or complaints else 0)

@@ -8,11 +8,16 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 
+CONTRACT = "contract"
+
+
 class Status(enum.Enum):
     """Outcome of one check."""
 
     PASSED = "passed"
     FAILED = "failed"
+    WAIVED = "waived"
+    """Failed, as an expectation with a reason says that it does."""
     NOT_APPLICABLE = "not applicable"
     """The subject has nothing that the check could look at; the reason says what is missing. Counted and shown."""
 
@@ -44,6 +49,11 @@ class CheckResult:
     index: tuple[int, ...] | None = None
     step: int | None = None
     seconds: float = 0.0
+
+    @property
+    def id(self) -> str:
+        """The name by which an expectation waives it: `contract/<subject>/<name>`."""
+        return f"{CONTRACT}/{self.subject}/{self.name}"
 
     def to_dict(self) -> dict[str, Any]:
         """The result as JSON data; figures that are not finite become null."""

@@ -34,6 +34,9 @@ class Implementation:
     name = "?"
     version = "?"
 
+    quirks: Mapping[str, str] = {}
+    """Contracts that a subject does not keep, as `contract/<subject>/<name>`, because its original does not: why."""
+
     def subjects(self) -> Subjects:
         """What contracts are held against, by name."""
         return {}

@@ -21,16 +21,24 @@ def print_findings(implementation: str, by_class: Findings) -> None:
     """Print a line per class, every finding below, and the totals."""
     console = open_console()
     table = Table(box=None, pad_edge=False)
-    for name in ("class", "passed", "failed", "not applicable", "seconds"):
+    for name in ("class", "passed", "failed", "waived", "not applicable", "seconds"):
         table.add_column(name, justify="left" if name == "class" else "right", no_wrap=True)
     for name, results in by_class.items():
         count = Counter(result.status for result in results)
         failed = f"[red]{count[Status.FAILED]}[/]" if count[Status.FAILED] else "0"
         seconds = f"{sum(result.seconds for result in results):.1f}"
-        table.add_row(plain(name), str(count[Status.PASSED]), failed, str(count[Status.NOT_APPLICABLE]), seconds)
+        table.add_row(
+            plain(name),
+            str(count[Status.PASSED]),
+            failed,
+            str(count[Status.WAIVED]),
+            str(count[Status.NOT_APPLICABLE]),
+            seconds,
+        )
     console.print(table)
-    for result in failures(by_class):
-        console.print(f"[red]{plain(result.subject)}, {result.name}[/]: {plain(told(result))}", soft_wrap=True)
+    for result in findings(by_class):
+        style = "red" if result.status is Status.FAILED else "yellow"
+        console.print(f"[{style}]{plain(result.subject)}, {result.name}[/]: {plain(told(result))}", soft_wrap=True)
     for name, results in by_class.items():
         reasons = Counter(result.reason for result in results if result.status is Status.NOT_APPLICABLE)
         for reason, times in reasons.items():
@@ -40,12 +48,17 @@ def print_findings(implementation: str, by_class: Findings) -> None:
 
 def write_markdown(path: Path, implementation: str, by_class: Findings) -> None:
     """Write the same as a Markdown page, atomically."""
-    lines = [summary(implementation, by_class), "", "| class | passed | failed | not applicable |", "|---|--:|--:|--:|"]
+    lines = [
+        summary(implementation, by_class),
+        "",
+        "| class | passed | failed | waived | not applicable |",
+        "|---|--:|--:|--:|--:|",
+    ]
     for name, results in by_class.items():
         count = Counter(result.status for result in results)
-        lines.append(f"| `{name}` | {count[Status.PASSED]} | {count[Status.FAILED]} | {count[Status.NOT_APPLICABLE]} |")
+        lines.append(f"| `{name}` | " + " | ".join(str(count[status]) for status in Status) + " |")
     lines += ["", "| class | contract | finding | smallest example |", "|---|---|---|---|"]
-    for result in failures(by_class):
+    for result in findings(by_class):
         cells = (f"`{result.subject}`", f"`{result.name}`", result.reason, f"`{result.example}`" * bool(result.example))
         lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     write_atomically(path, "\n".join(lines) + "\n")
@@ -59,8 +72,10 @@ def write_json(path: Path, implementation: str, by_class: Findings) -> None:
     )
 
 
-def failures(by_class: Findings) -> list[CheckResult]:
-    return [result for results in by_class.values() for result in results if result.status is Status.FAILED]
+def findings(by_class: Findings) -> list[CheckResult]:
+    """What failed, waived or not."""
+    told = (Status.FAILED, Status.WAIVED)
+    return [result for results in by_class.values() for result in results if result.status in told]
 
 
 def told(result: CheckResult) -> str:
@@ -71,7 +86,5 @@ def told(result: CheckResult) -> str:
 
 def summary(implementation: str, by_class: Findings) -> str:
     count = Counter(result.status for results in by_class.values() for result in results)
-    checks = (
-        f"{count[Status.PASSED]} passed, {count[Status.FAILED]} failed, {count[Status.NOT_APPLICABLE]} not applicable"
-    )
+    checks = ", ".join(f"{count[status]} {status.value}" for status in Status)
     return f"{sum(count.values())} checks on {len(by_class)} classes of {implementation}: {checks}"

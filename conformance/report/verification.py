@@ -6,7 +6,7 @@ from collections import defaultdict
 
 from conformance.contracts.result import Status
 from conformance.report.console import STYLES, open_console, plain
-from conformance.verify.verification import Verification, check_id
+from conformance.verify.verification import Verification
 
 MOST_CASES = 20  # that are shown; the JSON report has all
 
@@ -22,12 +22,10 @@ def print_verification(verification: Verification) -> None:
         console.print(f"[dim]not applicable[/] {subject}, {plain(reason)}: {', '.join(names)}", soft_wrap=True)
     for check in verification.checks:
         if check.status is Status.FAILED:
-            waived = check_id(check) in verification.waived
+            waived = check.id in verification.waived
             status = "[yellow]waived[/]" if waived else "[red]failed[/]"
             example = f" [{check.example}]" if check.example else ""
-            console.print(
-                f"{status} {check.subject} {check_id(check)}: {plain(check.reason + example)}", soft_wrap=True
-            )
+            console.print(f"{status} {check.id}: {plain(check.reason + example)}", soft_wrap=True)
     told = [case for case in verification.cases if case.message or not case.verdict.green]
     for case in told[:MOST_CASES]:
         style = STYLES[case.verdict.value]

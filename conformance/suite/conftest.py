@@ -31,16 +31,17 @@ def held_contract(
     request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
 ) -> Callable[[], dict[str, object]]:
     """Holds one contract; its result is kept in the test's report."""
-    from conformance.contracts.holding import contracts_of
+    from conformance.contracts.holding import contracts_of, hold_one
 
+    implementation = request.config.getoption("implementation")
     subject, name = request.param
-    made, contracts, _ = contracts_of(request.config.getoption("implementation"), subject)
-    contract = next(contract for contract in contracts if contract.name == name)
+    contract = next(contract for contract in contracts_of(implementation, subject)[1] if contract.name == name)
 
     def hold() -> dict[str, object]:
-        result = contract.hold(made).to_dict()
+        result = hold_one(implementation, subject, contract).to_dict()
         for key in ("status", "max_rel", "max_ulp"):
-            record_property(f"contract.{key}", result[key])
+            if result[key] is not None:
+                record_property(f"contract.{key}", result[key])
         return result
 
     return hold

@@ -17,8 +17,6 @@ from conformance.implementations.user_class import UserImplementation
 from conformance.library import Library
 from conformance.replay import CaseResult, Settings, as_recorded, replay
 
-CONTRACT = "contract"
-
 
 @dataclass(frozen=True)
 class Verification:
@@ -28,7 +26,7 @@ class Verification:
         subject: the class as it was named.
         checks: one result per contract; none if contracts were not asked for.
         cases: one result per fixture that applies; a waived one has the verdict WAIVED.
-        waived: contracts, as `contract/<name>`, that an expectation waives.
+        waived: contracts, as `contract/<subject>/<name>`, that an expectation waives.
         complaints: expectations that match nothing or are no longer needed.
         contracts_only: fixtures were not asked for, so that none is needed.
     """
@@ -42,7 +40,7 @@ class Verification:
 
     @property
     def failed_checks(self) -> list[CheckResult]:
-        return [c for c in self.checks if c.status is Status.FAILED and check_id(c) not in self.waived]
+        return [c for c in self.checks if c.status is Status.FAILED and c.id not in self.waived]
 
     @property
     def failed_cases(self) -> list[CaseResult]:
@@ -91,15 +89,10 @@ class Verification:
             "subject": self.subject,
             "green": self.green,
             "verdict": self.line,
-            "checks": [{**c.to_dict(), "waived": check_id(c) in self.waived} for c in self.checks],
+            "checks": [{**c.to_dict(), "waived": c.id in self.waived} for c in self.checks],
             "cases": [case.to_dict() for case in self.cases],
             "complaints": self.complaints,
         }
-
-
-def check_id(check: CheckResult) -> str:
-    """Under which name an expectation waives a contract."""
-    return f"{CONTRACT}/{check.name}"
 
 
 def verify(
@@ -118,7 +111,7 @@ def verify(
         libraries: of the first, the fixtures whose subject the class can be; of the others, all: what the user names is
             meant for the class. Empty: contracts only.
         settings: device and dtype of the replays.
-        expectations: what is known not to pass, by fixture or as `contract/<name>`; those that apply to this run.
+        expectations: what is known not to pass, by fixture or as `contract/<subject>/<name>`; those that apply to this run.
         profile: how hard the contracts look.
         progress: called with the name of what is done next.
 
@@ -131,10 +124,10 @@ def verify(
         _replay(fixture, implementation, settings or Settings(), expectations, progress)
         for fixture in applicable(implementation, libraries, tier)
     ]
-    failed = {check_id(check): check for check in checks if check.status is Status.FAILED}
+    failed = {check.id: check for check in checks if check.status is Status.FAILED}
     waived = frozenset(name for name in failed if any(entry.matches(name) for entry in expectations))
     seen = [(case.id, case.verdict.value) for case in cases]
-    seen += [(check_id(c), "waived" if check_id(c) in waived else c.status.value) for c in checks]
+    seen += [(c.id, "waived" if c.id in waived else c.status.value) for c in checks]
     complaints = stale(expectations, seen)
     return Verification(implementation.name, checks, cases, waived, complaints, contracts_only=not libraries)
 

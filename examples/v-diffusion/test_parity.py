@@ -30,7 +30,7 @@ def test_the_original_is_reproduced(case: str, request: pytest.FixtureRequest) -
 
 @parametrize_with_checks([make() for make in PORT.subjects().values()])
 def test_contracts(check: Callable[[], object], request: pytest.FixtureRequest) -> None:
-    expect_failure(request, f"contract/{request.node.callspec.id.split('-')[1]}")
+    expect_failure(request, f"contract/{request.node.callspec.id.replace('-', '/')}")
     check()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import conformance.audit.limit as limit
 from conformance.audit.coverage import NOTE, with_notes
 from conformance.audit.limit import TooLong, time_limit
 from conformance.audit.sandbox import Sandbox, source_of
@@ -158,6 +159,18 @@ def test_an_endless_loop_is_ended() -> None:
         finally:
             ended = True
     assert ended
+
+
+def test_what_waits_is_ended_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limit, "PATIENCE", 2)
+    with pytest.raises(TooLong), time_limit(0.02):
+        while True:
+            time.sleep(0.001)
+
+
+def test_a_busy_machine_makes_nothing_too_long() -> None:
+    with time_limit(0.2):
+        time.sleep(0.3)  # others compute meanwhile
 
 
 def test_what_ends_in_time_is_not_interrupted_later() -> None:

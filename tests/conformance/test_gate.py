@@ -129,7 +129,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path, desk: Desk) -> None:
     assert CliRunner().invoke(app, ["gate", *select, "--baseline", str(files[0]), "-n", "2"]).exit_code == 0
 
 
-# --- --pythonpath --------------------------------------------------------------------------------------------------------
+# --- --pythonpath ----------------------------------------------------------------------------------------------------
 
 
 def test_a_checkout_is_imported_instead_of_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

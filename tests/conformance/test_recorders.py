@@ -292,7 +292,18 @@ def test_an_interrupted_recording_leaves_no_fixture(
 # --- who imports whom ------------------------------------------------------------------------------------------------
 
 PACKAGE = Path(conformance.fixture.__file__).parent
-GROUND_FLOOR = ("errors", "fixture", "library", "weights", "sketch", "network", "tape", "ulp", "compare", "expectations")
+GROUND_FLOOR = (
+    "errors",
+    "fixture",
+    "library",
+    "weights",
+    "sketch",
+    "network",
+    "tape",
+    "ulp",
+    "compare",
+    "expectations",
+)
 
 
 def imported(path: Path) -> set[str]:

@@ -26,7 +26,7 @@ COUNTS = (2, 3, 4, STEPS)
 MORE = 150
 """Further combinations that are tried before an option is called silent."""
 
-COMPANIONS = 6
+COMPANIONS = 12
 """Tries to find a combination with a pair of values that is not refused."""
 
 SHOWN = 4

@@ -14,7 +14,7 @@ from conformance.contracts.measure import require_close
 from conformance.contracts.result import NotApplicable
 from conformance.contracts.scheduler.driver import SHAPE, SchedulerUnderTest, Trajectory, always, generators, mixture
 from conformance.contracts.scheduler.options import defaults
-from conformance.contracts.scheduler.probes import EPS, OPERATIONS, STEPS, choice, prepared, rounding
+from conformance.contracts.scheduler.probes import EPS, OPERATIONS, STEPS, choice, every_option, prepared, rounding
 from conformance.contracts.scheduler.support import noise, require_runs
 
 LARGEST_NORMAL = 5.0
@@ -30,6 +30,8 @@ LIMITS: tuple[dict[str, Any], ...] = (
     {"thresholding": True, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0, "clip_sample": False},
 )
 """Options that keep a predicted x_0 in range."""
+
+LIMITING = frozenset().union(*LIMITS)
 
 
 def prediction_types_agree(subject: SchedulerUnderTest, given: Given) -> None:
@@ -66,8 +68,10 @@ def reported_x0_is_the_belief(subject: SchedulerUnderTest, given: Given) -> None
     require_runs(subject)
     x0 = _far_reaching()
     reports = 0
-    for config, run in _limited_runs(subject, given, x0):
-        wanted = _limited(x0, config)
+    others = [config for config in every_option(subject) if config and not config.keys() & LIMITING]
+    own = {name: value for name, value in {**defaults(subject.cls), **subject.base}.items() if name in LIMITING}
+    for config, run in (*_limited_runs(subject, given, x0), *_runs(subject, given, x0, others)):
+        wanted = _limited(x0, {**own, **config})
         scheduler = subject.prepared(STEPS, **config)
         levels = [subject.levels(scheduler, t) for t in scheduler.timesteps]
         for k, found in enumerate(run.x0):
@@ -122,19 +126,24 @@ def _limited_runs(
 ) -> list[tuple[dict[str, Any], Trajectory]]:
     """Runs with a network that knows `x0`, for each way to limit it that the class offers, once each."""
     offered = defaults(subject.cls)
-    seen: list[dict[str, Any]] = []
-    runs = []
+    configs: list[dict[str, Any]] = []
     for limit in LIMITS:
         config = {name: value for name, value in limit.items() if name in offered}
         asked = [name for name in ("clip_sample", "clip_denoised", "thresholding") if limit.get(name)]
-        if config in seen or any(name not in config for name in asked):
-            continue
-        seen.append(config)
-        config = {**config, **(more or {})}
+        if config not in configs and all(name in config for name in asked):
+            configs.append(config)
+    return _runs(subject, given, x0, [{**config, **(more or {})} for config in configs])
+
+
+def _runs(
+    subject: SchedulerUnderTest, given: Given, x0: torch.Tensor, configs: list[dict[str, Any]]
+) -> list[tuple[dict[str, Any], Trajectory]]:
+    """Runs with a network that knows `x0`, for those of the configurations that the class offers."""
+    runs = []
+    for config in configs:
         given.note("options", config)
-        if prepared(subject, STEPS, config) is None:
-            continue
-        runs.append((config, subject.run(*_start(subject, config), always(x0), generator=generators(3))))
+        if prepared(subject, STEPS, config) is not None:
+            runs.append((config, subject.run(*_start(subject, config), always(x0), generator=generators(3))))
     return runs
 
 

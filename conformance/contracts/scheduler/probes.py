@@ -37,7 +37,8 @@ STANDARD_ERRORS = 5
 """How far a correct sampler may be from its expectation: by chance once in two million comparisons."""
 
 LEAST_SIGNAL = 1e-3
-"""Share of the noise that the signal must have, or be 0: x_0 gets lost in the rounding of anything between."""
+"""Share of the noise that the signal must have in combinations of options, or be 0: of anything between, float32 tables
+tell little of x_0, and multistep methods carry the error on."""
 
 MEMORY = 4
 """How many evaluations published multistep methods combine."""
@@ -139,7 +140,9 @@ def measured_steps(subject: SchedulerUnderTest, steps: int, config: dict[str, An
     if key not in subject.measured:
         try:
             scheduler = prepared(subject, steps, config)
-            subject.measured[key] = [] if scheduler is None else measure_steps(subject, scheduler)
+            found = [] if scheduler is None else measure_steps(subject, scheduler)
+            lost = any(0 < step.start[0] < LEAST_SIGNAL * step.start[1] for step in found)
+            subject.measured[key] = [] if config and lost else found
         except Exception:  # Combinations that do not run are the finding of another contract.
             if not config:
                 raise
@@ -159,8 +162,6 @@ def measure_steps(
     levels = [subject.levels(scheduler, t) for t in scheduler.timesteps]
     if not all(b > 0 for _, b in levels):
         raise NotApplicable("the network is evaluated at a level without noise")
-    if any(0 < a < LEAST_SIGNAL * b for a, b in levels):
-        raise NotApplicable(f"the signal is below {LEAST_SIGNAL} of the noise, where float32 tables tell little of x_0")
     a, b = levels[0]
     generator = generators(seed + 1)
     states = [generator.get_state()]
