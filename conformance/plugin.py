@@ -142,8 +142,9 @@ class Summary:
             self._complaints.append(f"{report.nodeid}: {report.longreprtext}")
             self._broken = True
         if report.when == "call" and found:
-            known = {n: json.loads(found[n]) for n in ("first_divergence", "draws_match") if n in found}
-            self._results.append({**dict.fromkeys(OPTIONAL), **found, **known})
+            for name in ("first_divergence", "draws_match"):
+                found[name] = json.loads(found.get(name, "null"))
+            self._results.append(dict.fromkeys(OPTIONAL) | found)
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

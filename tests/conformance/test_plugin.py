@@ -66,14 +66,18 @@ def test_only_cases_that_do_not_pass_are_listed_unless_all_are_wanted(suite: pyt
     assert FEW_CASES[0] in full
 
 
-def test_results_travel_in_junit_properties(suite: pytest.Pytester) -> None:
-    suite.runpytest_inprocess(DRIFTED, "--case=ddim/*eta-0", "--junitxml=junit.xml")
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
+def test_results_travel_in_junit_properties(suite: pytest.Pytester, workers: tuple[str, ...]) -> None:
+    suite.runpytest_inprocess(DRIFTED, "--case=ddim/*eta-0", "--junitxml=junit.xml", *workers)
 
     found = ElementTree.parse(suite.path / "junit.xml").iter("property")
-    values = {item.get("name"): item.get("value") for item in found}
+    values = {item.get("name"): item.get("value") or "" for item in found}
     assert values["conformance.id"] == FEW_CASES[0]
     assert values["conformance.verdict"] == "divergent"
-    assert json.loads(values["conformance.first_divergence"] or "") == {"step": 0, "tap": "step"}
+    assert float(values["conformance.rho"]) > 4 and float(values["conformance.max_error"]) > 0
+    assert json.loads(values["conformance.first_divergence"]) == {"step": 0, "tap": "step"}
+    assert json.loads(values["conformance.draws_match"]) in (True, False)
+    assert "None" not in values.values()
 
 
 def test_other_tests_are_left_alone(pytester: pytest.Pytester) -> None:
