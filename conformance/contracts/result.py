@@ -7,7 +7,6 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-
 CONTRACT = "contract"
 
 
