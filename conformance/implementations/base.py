@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class Implementation:
     name = "?"
     version = "?"
 
-    quirks: Mapping[str, str] = {}
+    quirks: ClassVar[Mapping[str, str]] = {}
     """Contracts that a subject does not keep, as `contract/<subject>/<name>`, because its original does not: why."""
 
     def subjects(self) -> Subjects:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ class ReferenceImplementation(Implementation):
     """Builds everything through the public API of `diffusers_ref`, and networks through `diffusers_ref.original`."""
 
     name = "diffusers_ref"
-    quirks = {
+    quirks: ClassVar[Mapping[str, str]] = {
         "contract/PNDMScheduler/each_step_is_one_evaluation": "the warm-up of both originals evaluates the network two "
         "(PLMS, S-PNDM) or four times (F-PNDM) in a step, and visits timesteps twice"
     }

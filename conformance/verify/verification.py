@@ -111,7 +111,7 @@ def verify(
         libraries: of the first, the fixtures whose subject the class can be; of the others, all: what the user names is
             meant for the class. Empty: contracts only.
         settings: device and dtype of the replays.
-        expectations: what is known not to pass, by fixture or as `contract/<subject>/<name>`; those that apply to this run.
+        expectations: what is known not to pass, by fixture or `contract/<subject>/<name>`; those that apply here.
         profile: how hard the contracts look.
         progress: called with the name of what is done next.
 

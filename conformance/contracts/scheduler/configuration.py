@@ -55,8 +55,9 @@ def overrides_win(subject: SchedulerUnderTest, given: Given) -> None:
 
 
 def borrowed_config_brings_only_choices(subject: SchedulerUnderTest, given: Given) -> None:
-    """`from_config` with the configuration of an object of another class, and `from_pretrained` with its file, take what
-    was chosen there, and leave what that class has by default: the defaults of one class are no choices of another."""
+    """`from_config` with the configuration of an object of another class, and `from_pretrained` with its file, take
+    what was chosen there, and leave what that class has by default: the defaults of one class are no choices of
+    another."""
     require_runs(subject)
     _require(subject, "from_config")
     lenders = _lenders(subject)
