@@ -24,6 +24,7 @@ ONE_ULP = 2.0**-24
 FLOAT64 = ".f64"  # suffix of the oracle's tensors, and of comparisons with it
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
+EMBEDDING = "embedding"  # the output that is the network's timestep embedding
 TAP = "tap:"  # prefix of a module's sketch
 
 

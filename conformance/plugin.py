@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from conformance.expectations import Expectation
 
 PROPERTY = "conformance."
-OPTIONAL = ("rho", "max_error", "noise_floor", "first_divergence", "draws_match")  # None in results of some cases
+RESULT = ("id", "kind", "verdict", "rho", "max_error", "noise_floor", "first_divergence", "draws_match", "seconds",
+          "message", "implementation", "version")  # fmt: skip
 EXIT_USAGE = 2
 
 
@@ -144,7 +145,7 @@ class Summary:
         if report.when == "call" and found:
             for name in ("first_divergence", "draws_match"):
                 found[name] = json.loads(found.get(name, "null"))
-            self._results.append(dict.fromkeys(OPTIONAL) | found)
+            self._results.append({name: found.get(name) for name in RESULT})
 
     @pytest.hookimpl(trylast=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:

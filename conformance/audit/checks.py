@@ -16,6 +16,9 @@ from conformance.replay import Settings, replay
 
 KINDS = ("fixtures", "contracts")
 
+Memory = dict[type, Any]
+"""Class -> the subject that its contracts share, with the runs that several of them look at."""
+
 
 class Check(Protocol):
     """Something that a class passes or not.
@@ -28,8 +31,13 @@ class Check(Protocol):
     kind: str
     name: str
 
-    def outcome(self, cls: type) -> str:
-        """What is seen of `cls`, in one or two words."""
+    def outcome(self, cls: type, memory: Memory) -> str:
+        """What is seen of `cls`, in one or two words.
+
+        Args:
+            memory: what other checks of this very class found out, to be looked up instead of done again; an empty one
+                where everything that the check does is to be seen.
+        """
         ...
 
     def passes(self, outcome: str) -> bool:
@@ -53,7 +61,7 @@ class FixtureCheck:
         self.name = fixture.id
         self._fixture = fixture
 
-    def outcome(self, cls: type) -> str:
+    def outcome(self, cls: type, memory: Memory) -> str:
         return replay(self._fixture, UserImplementation(cls), Settings()).verdict.value
 
     def passes(self, outcome: str) -> bool:
@@ -73,11 +81,12 @@ class ContractCheck:
         self.name = contract.name
         self._contract = contract
 
-    def outcome(self, cls: type) -> str:
+    def outcome(self, cls: type, memory: Memory) -> str:
         from conformance.contracts.checks import contracts_for
 
-        subject, _ = contracts_for(cls)
-        return self._contract.hold(subject, Profile(shrink=False)).status.value
+        if cls not in memory:
+            memory[cls], _ = contracts_for(cls)
+        return self._contract.hold(memory[cls], Profile(shrink=False)).status.value
 
     def passes(self, outcome: str) -> bool:
         return outcome == Status.PASSED.value

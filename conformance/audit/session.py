@@ -15,7 +15,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from conformance.audit.checks import Check, checks_for
+from conformance.audit.checks import Check, Memory, checks_for
 from conformance.audit.coverage import NOTE, with_notes
 from conformance.audit.limit import TooLong, time_limit
 from conformance.audit.mutants import Mutant, mutants_of
@@ -161,7 +161,7 @@ class Audit:
                     for found in lines.values():
                         found.clear()
                     start = time.process_time()
-                    outcome = check.outcome(cls)
+                    outcome = check.outcome(cls, {})
                     seconds = time.process_time() - start
                     if check.passes(outcome):
                         executed = {name: frozenset(found) for name, found in lines.items()}
@@ -218,7 +218,7 @@ class Audit:
         self, covering: Sequence[tuple[int, int]], modules: Mapping[str, ModuleType], deadline: float
     ) -> tuple[int, tuple[str, str, str]]:
         """How many checks were run, and what the last one noticed: by, check and detail of a `Verdict`."""
-        tried = 0
+        tried, memory = 0, Memory()
         for tried, key in enumerate(covering, start=1):
             subject, baseline, record = self.subjects[key[0]], self.baseline[key], self.records[key]
             check = subject.checks[key[1]]
@@ -226,7 +226,7 @@ class Audit:
             start = time.process_time()
             try:
                 with time_limit(max(LEAST_SECONDS, SLOWER * baseline.seconds)):
-                    outcome = check.outcome(cls)
+                    outcome = check.outcome(cls, memory)
             except TooLong:
                 return tried, ("time", check.name, "does not end")
             except Exception as error:  # noqa: BLE001 - the class cannot even be looked at

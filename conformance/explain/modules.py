@@ -13,12 +13,11 @@ from typing import Any
 
 import torch
 
-from conformance.compare import FLOAT64, TAP
+from conformance.compare import EMBEDDING, FLOAT64, TAP
 from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation
 from conformance.replay import CaseResult, Settings
 from conformance.replay.checkpoints import original_state
-from conformance.replay.embedding import EMBEDDING
 from conformance.replay.model import network_input
 from conformance.sketch import sketch
 

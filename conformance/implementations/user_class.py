@@ -216,7 +216,7 @@ def load_class(location: str) -> type:
         raise ConformanceError(f"{place}: cannot be imported: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if not isinstance(found, type):
-        classes = sorted(key for key, value in vars(module).items() if isinstance(value, type))
+        classes = sorted(k for k, v in vars(module).items() if isinstance(v, type) and v.__module__ != "typing")
         raise ConformanceError(f"{place} has no class {name!r}; it has: {', '.join(classes[:10]) or 'none'}")
     return found
 

@@ -12,7 +12,7 @@ from importlib import import_module
 
 import torch
 
-from conformance.compare import FLOAT64, Comparison, Policy, Verdict, worst
+from conformance.compare import EMBEDDING, FLOAT64, Comparison, Policy, Verdict, worst
 from conformance.errors import ConformanceError, Unsupported
 from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation
@@ -70,11 +70,12 @@ class CaseResult:
 
     @property
     def max_error(self) -> float | None:
-        return max((c.error for c in self.comparisons), default=None)
+        """The largest relative error; that of the embedding, a table of its own, is left out."""
+        return max((c.error for c in self.comparisons if c.output != EMBEDDING), default=None)
 
     @property
     def noise_floor(self) -> float | None:
-        return max((c.floor for c in self._in_float32 if c.rho), default=None)
+        return max((c.floor for c in self._in_float32 if c.rho and c.output != EMBEDDING), default=None)
 
     @property
     def _in_float32(self) -> list[Comparison]:

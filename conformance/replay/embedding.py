@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 
-from conformance.compare import FLOAT64, ONE_ULP, UNIT_ROUNDOFF, Comparison, Policy, compare_steps
+from conformance.compare import EMBEDDING, FLOAT64, ONE_ULP, UNIT_ROUNDOFF, Comparison, Policy, compare_steps
 from conformance.fixture import Fixture
 from conformance.replay import Settings
 
-EMBEDDING = "embedding"
 OWN_EMBEDDING = (
     "the implementation names no module that embeds the times, so its own embedding was used; "
     "its last bits differ between machines, which alone can exceed this bound"

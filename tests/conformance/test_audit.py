@@ -258,7 +258,7 @@ def test_no_check_is_begun_after_the_time_a_mutant_is_given(looping: Audit) -> N
 def test_a_class_that_no_check_can_look_at_is_killed(looping: Audit, monkeypatch: pytest.MonkeyPatch) -> None:
     mutant = next(mutant for mutant in looping.mutants() if mutant.after == "while count <= 3:")
     for check in looping.subjects[0].checks:
-        monkeypatch.setattr(check, "outcome", lambda cls: 1 / 0)
+        monkeypatch.setattr(check, "outcome", lambda cls, memory: 1 / 0)
     verdict = looping.judge(mutant)
     assert (verdict.killed, verdict.by, verdict.detail) == (True, "fixtures", "ZeroDivisionError: division by zero")
 

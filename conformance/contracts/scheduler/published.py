@@ -37,3 +37,38 @@ STEP: dict[str, dict[str, Any]] = {
     "PNDMScheduler": {"return_dict": True},
 }
 """Class -> argument of step -> default."""
+
+_OTHERWISE = "float32_cumprod"
+
+AUTOMATIC: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
+    "DDPMScheduler": {
+        "coefficients": (
+            "beta_schedule",
+            dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"), "float64"),
+        )
+    },
+    "DDIMScheduler": {
+        "coefficients": (
+            "beta_schedule",
+            {
+                "linear": _OTHERWISE,
+                "scaled_linear": "compvis",
+                "squaredcos_cap_v2": "float64",
+                "sigmoid": _OTHERWISE,
+            },
+        )
+    },
+    "PNDMScheduler": {
+        "coefficients": (
+            "beta_schedule",
+            {
+                "linear": _OTHERWISE,
+                "scaled_linear": "compvis",
+                "squaredcos_cap_v2": _OTHERWISE,
+                "sigmoid": _OTHERWISE,
+            },
+        )
+    },
+}
+"""Class -> option that is None unless chosen -> the option that it follows then, and the value for each of its values:
+the precision of the code that trained weights with such a schedule."""
