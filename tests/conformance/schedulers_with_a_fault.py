@@ -213,6 +213,27 @@ class AnyGenerator(DDPMScheduler):
         return super()._noise(sample, generator if known else None, variance_noise, dtype)
 
 
+class WritesEverything(DDIMScheduler):
+    convention_options = frozenset()
+
+
+class MidpointsElsewhere(PNDMScheduler):
+    def _make_plan(self, grid: Any, half_stride: Any) -> Any:
+        return super()._make_plan(grid, None if half_stride is None else half_stride + 1)
+
+
+class LouderHistory(PNDMScheduler):
+    def _multistep(self) -> torch.Tensor:
+        return super()._multistep() + 1e-9 * self._history[-1]
+
+
+class KeepsHistory(PNDMScheduler):
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        history = self._history
+        super().set_begin_index(begin_index)
+        self._history = history
+
+
 FAULTS: dict[str, tuple[type, str]] = {
     "noise_is_added_linearly": (LouderNoise, "no published process"),
     "noise_is_added_per_sample": (OneTimestepForAll, "the batch"),
@@ -232,6 +253,9 @@ FAULTS: dict[str, tuple[type, str]] = {
     "reported_x0_is_the_belief": (OtherReport, "the reported x_0"),
     "limits_hold_in_the_result": (BeyondTheLimit, "the result"),
     "error_falls_with_the_steps": (Stagnating, "the error falls from"),
+    "evaluations_are_those_of_the_method": (MidpointsElsewhere, "99, 75, 75, 49, 49 instead of 99, 74, 74, 49, 49"),
+    "outputs_combine_as_the_equations_say": (LouderHistory, "the sample: "),
+    "sampling_begins_anywhere": (KeepsHistory, "the sample: "),
     "option_pairs_run_or_are_refused": (ThresholdingMakesNaN, "set_alpha_to_one=False, thresholding=True with"),
     "options_have_an_effect": (DeafToAlpha, "set_alpha_to_one (True, False)"),
     "unknown_values_are_refused": (Lenient, "timestep_spacing='no-such-value' is accepted"),
@@ -240,6 +264,7 @@ FAULTS: dict[str, tuple[type, str]] = {
     "overrides_win": (Stubborn, "instead of"),
     "borrowed_config_brings_only_choices": (Borrower, "set_alpha_to_one is False instead of True"),
     "defaults_are_the_published": (OtherDefault, "the default of step: eta is 0.1 instead of 0.0"),
+    "further_options_are_saved_if_chosen": (WritesEverything, "coefficients=None, which was not chosen"),
     "unusable_step_counts_are_refused": (AnyCount, "set_timesteps(0) is accepted"),
     "unusable_outputs_are_refused": (Broadcasting, "a batch of one is accepted"),
     "unusable_timesteps_are_refused_by_step": (AnyTimestep, "far above is accepted"),

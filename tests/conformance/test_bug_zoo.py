@@ -1,4 +1,4 @@
-"""The bug zoo: divergences that public threads report, each caught by the name of a contract or by a fixture.
+"""The bug zoo: divergences that public threads report (and some more), each caught by a contract's name or a fixture.
 
 d# is github.com/huggingface/diffusers. `live`: HF diffusers 0.42.1 as it is. `planted`: the fault is put back, into HF
 diffusers or into a class of ours. Where a quirk is the original's own, the exhibit says so.
@@ -18,6 +18,7 @@ import zoo_specimens as specimens
 
 import diffusers_ref
 from conformance.contracts.checks import contracts_for
+from conformance.contracts.contract import Profile
 from conformance.contracts.result import CheckResult, Status
 from conformance.implementations import open_implementation
 from conformance.library import open_library
@@ -116,15 +117,27 @@ EXHIBITS = [
             specimens.RunsWhatItFinds.tiny, "foreign_code_needs_consent", ""),
     Exhibit("d3116, d3128, d1866, d10738", "image-to-image begins inside a step of two evaluations", LIVE,
             hf("HeunDiscreteScheduler"), "start_within_a_step_is_refused_or_right", "beginning at entry 1"),
+    Exhibit("d3005", "add_noise in half precision has no noise at t = 0", LIVE,
+            hf("DDIMScheduler"), "half_precision_keeps_the_levels", "the level of the noise at timestep 0"),
+    Exhibit("no thread", "set_timesteps changes the configuration for good", LIVE,
+            lambda: diffusers.DPMSolverSinglestepScheduler(), "second_run_equals_first", "the second run"),
+    Exhibit("no thread", "add_noise moves the place in the list of timesteps", LIVE,
+            hf("FlowMatchHeunDiscreteScheduler"), "interruptions_leave_no_trace", "with `add_noise` before"),
+    Exhibit("no thread", "explicit timesteps are shifted again", LIVE,
+            hf("FlowMatchEulerDiscreteScheduler"), "explicit_timesteps_are_honoured",
+            "the run over the default timesteps, given explicitly"),
+    Exhibit("no thread", "a repeated timestep gives NaN", LIVE,
+            hf("DPMSolverMultistepScheduler"), "longest_runs_end", "NaN or infinite"),
 ]  # fmt: skip
 
 
 def hold(subject: Any, name: str) -> CheckResult:
     made, contracts = contracts_for(subject)
-    return next(contract for contract in contracts if contract.name == name).hold(made)
+    return next(contract for contract in contracts if contract.name == name).hold(made, Profile(shrink=False))
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda e: f"{e.threads.split(',')[0]}-{e.contract}")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_the_exhibit_is_caught_by_name(exhibit: Exhibit) -> None:
     result = hold(exhibit.specimen(), exhibit.contract)
 
@@ -164,6 +177,7 @@ def test_a_wrong_learned_range_is_caught_by_a_fixture(symptom: str, old: str, ne
     assert result.first_divergence.output == "step"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_noise_drawn_in_another_order_is_caught_by_the_counts_of_the_original() -> None:
     """d5111: k-diffusion's `sample_dpm_2_ancestral` draws once in a step of two evaluations, and not in the last."""
     recorded = [0, 1, 0, 1, 0, 1, 0]

@@ -10,7 +10,7 @@ import torch
 from schedulers_with_a_fault import FAULTS
 
 from conformance.contracts.result import Status
-from conformance.contracts.scheduler import convergence, forward, landing, predictions, schedules, variance
+from conformance.contracts.scheduler import convergence, forward, landing, multistep, predictions, schedules, variance
 from conformance.contracts.scheduler.driver import SchedulerUnderTest
 from conformance.contracts.scheduler.formulas import beta_tables, grids, zero_terminal_snr
 from conformance.contracts.scheduler.probes import measure_steps
@@ -18,7 +18,7 @@ from diffusers_ref import DDIMScheduler, DDPMScheduler
 
 CONTRACTS = {
     contract.name: contract
-    for module in (forward, schedules, landing, variance, predictions, convergence)
+    for module in (forward, schedules, landing, variance, predictions, convergence, multistep)
     for contract in module.CONTRACTS
 }
 

@@ -61,19 +61,3 @@ def test_a_refused_pair_is_tried_in_other_company() -> None:
     result = CONTRACTS["option_pairs_run_or_are_refused"].hold(SchedulerUnderTest(Picky))
     assert result.status is Status.FAILED
     assert "IndexError: broken" in result.reason
-
-
-@pytest.mark.parametrize(
-    ("name", "contract", "words"),
-    [
-        ("DDIMScheduler", "steps_land_on_their_levels", "'timestep_spacing': 'linspace'"),
-        ("DDPMScheduler", "variance_types_are_the_published", "fixed_large_log"),
-        ("EulerAncestralDiscreteScheduler", "option_pairs_run_or_are_refused", "beta_schedule='squaredcos_cap_v2'"),
-        ("DPMSolverMultistepScheduler", "option_pairs_run_or_are_refused", "algorithm_type='sde-dpmsolver'"),
-    ],
-)
-def test_known_bugs_of_hf_diffusers_are_seen(name: str, contract: str, words: str) -> None:
-    diffusers = pytest.importorskip("diffusers", reason="HF diffusers is an extra of the tests")
-    result = EVERY[contract].hold(SchedulerUnderTest(getattr(diffusers, name)))
-    assert result.status is Status.FAILED
-    assert words in f"{result.reason} {result.example}"

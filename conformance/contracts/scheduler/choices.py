@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -70,7 +71,7 @@ def options_have_an_effect(subject: SchedulerUnderTest, given: Given) -> None:
 
 def unknown_values_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
     """A value that an option does not know is refused with ValueError or NotImplementedError that names the option or
-    the value: when the scheduler is made, by set_timesteps, or by the first step at the latest."""
+    the value (and no other option): when the scheduler is made, by set_timesteps, or by the first step at the latest."""
     require_runs(subject)
     named = {name for name, default in defaults(subject.cls).items() if isinstance(default, str)}
     named |= {name for name, values in subject.options.items() if any(isinstance(value, str) for value in values)}
@@ -82,7 +83,8 @@ def unknown_values_are_refused(subject: SchedulerUnderTest, given: Given) -> Non
         try:
             full_run(subject, _prepared(subject, {name: UNKNOWN}), 0, noise(0, SHAPE))
         except REFUSALS as refusal:
-            if name not in str(refusal) and UNKNOWN not in str(refusal):
+            blamed = re.findall(rf"(\w+) ?= ?['\"]?{UNKNOWN}", str(refusal))
+            if (name not in str(refusal) and UNKNOWN not in str(refusal)) or blamed not in ([], [name]):
                 problems.append(f"{name}: the message does not say what is wrong: {refusal}")
         except Exception as error:  # noqa: BLE001 - which other error it is belongs into the report
             problems.append(f"{name}: {type(error).__name__}: {error}")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 import tempfile
+from pathlib import Path
 from typing import Any
 
 from conformance.contracts.contract import Contract, Given
@@ -15,7 +17,7 @@ from conformance.contracts.scheduler.cover import Config
 from conformance.contracts.scheduler.driver import SchedulerUnderTest
 from conformance.contracts.scheduler.options import defaults
 from conformance.contracts.scheduler.probes import every_option
-from conformance.contracts.scheduler.published import CONSTRUCTOR, STEP
+from conformance.contracts.scheduler.published import CONSTRUCTOR, PRECISION, STEP
 from conformance.contracts.scheduler.support import STEPS, full_run, noise, require_runs, why_not
 
 SHAPE = (1, 1, 1, 3)
@@ -96,6 +98,45 @@ def defaults_are_the_published(subject: SchedulerUnderTest, given: Given) -> Non
     _require_twin(subject, subject.cls(**CONSTRUCTOR[name]), made, "made without options")
 
 
+def further_options_are_saved_if_chosen(subject: SchedulerUnderTest, given: Given) -> None:
+    """A class of a published name that has further options saves one of them only if it was chosen: other libraries,
+    which do not know it, load the file of every other object."""
+    _require(subject, "save_pretrained")
+    name = next((base.__name__ for base in subject.cls.__mro__ if base.__name__ in CONSTRUCTOR), None)
+    further = set() if name is None else defaults(subject.cls).keys() - CONSTRUCTOR[name].keys()
+    if not further:
+        raise NotApplicable(f"{subject.name} is known by no published options, or has no others")
+    for config in every_option(subject):
+        given.note("options", config)
+        if not why_not(subject, config):
+            saved = _saved(subject.make(**config))
+            if extra := sorted((saved.keys() & further) - config.keys() - subject.base.keys()):
+                raise Violation(f"the file has {extra[0]}={saved[extra[0]]!r}, which was not chosen")
+
+
+def _saved(scheduler: Any) -> Config:
+    """What is in the file that a scheduler saves."""
+    with tempfile.TemporaryDirectory() as folder:
+        scheduler.save_pretrained(folder)
+        (file,) = Path(folder).iterdir()
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def precision_follows_the_schedule(subject: SchedulerUnderTest, given: Given) -> None:
+    """Where `coefficients` are not chosen, tables and steps have the bits of those that are documented for the
+    beta_schedule."""
+    require_runs(subject)
+    name = next((base.__name__ for base in subject.cls.__mro__ if base.__name__ in PRECISION), None)
+    if name is None or "coefficients" not in subject.options:
+        raise NotApplicable(f"{subject.name} has no choice of precisions that would be documented")
+    for schedule, documented in PRECISION[name].items():
+        given.note("beta_schedule", schedule)
+        plain = subject.make(beta_schedule=schedule, coefficients=None)
+        chosen = subject.make(beta_schedule=schedule, coefficients=documented)
+        require_same(plain.alphas_cumprod, chosen.alphas_cumprod, f"alphas_cumprod instead of {documented!r}")
+        _require_same_runs(subject, plain, chosen, f"without coefficients instead of {documented!r}")
+
+
 def _require(subject: SchedulerUnderTest, method: str) -> None:
     if not callable(getattr(subject.cls, method, None)):
         raise NotApplicable(f"{subject.name} has no {method}")
@@ -107,8 +148,12 @@ def _require_twin(subject: SchedulerUnderTest, original: Any, twin: Any, how: st
     for name in wanted:
         if wanted[name] != found[name]:
             raise Violation(f"{how}: {name} is {found[name]!r} instead of {wanted[name]!r}")
-    if not run:
-        return
+    if run:
+        _require_same_runs(subject, twin, original, how)
+
+
+def _require_same_runs(subject: SchedulerUnderTest, twin: Any, original: Any, how: str) -> None:
+    """Both have the same timesteps, and their steps the same bits."""
     runs = []
     for scheduler in (original, twin):
         scheduler.set_timesteps(STEPS)
@@ -148,4 +193,6 @@ CONTRACTS = (
     Contract(overrides_win),
     Contract(borrowed_config_brings_only_choices),
     Contract(defaults_are_the_published),
+    Contract(further_options_are_saved_if_chosen),
+    Contract(precision_follows_the_schedule),
 )

@@ -169,6 +169,8 @@ class SchedulerUnderTest:
         elif kind == "v_prediction":
             scale = (a * a + b * b) ** 0.5  # 1 for variance-preserving processes; σ-space samples are scaled to that
             output = (a * noise - b * x0) / scale
+        elif kind == "previous_sample":
+            output = self._posterior_mean(scheduler, x, x0, timestep)
         else:
             raise NotApplicable(f"no network with a known answer for prediction_type={kind!r}")
         if config.get("variance_type") in LEARNED:
@@ -183,6 +185,16 @@ class SchedulerUnderTest:
         output = torch.sin(3 * x / (1 + x.abs()) + 1.7 * wave.remainder(7) + float(timestep) / len(scheduler.timesteps))
         learned = config_of(scheduler).get("variance_type") in LEARNED
         return torch.cat([output, 0.5 * torch.cos(3 * output)], 1) if learned else output
+
+    def _posterior_mean(self, scheduler: Any, x: torch.Tensor, x0: torch.Tensor, timestep: Any) -> torch.Tensor:
+        """The mean of q(x_{t-1} | x_t, x_0) (DDPM, eq. 7), where t-1 is the next entry of `timesteps`; x_0 at the end."""
+        times = torch.as_tensor(scheduler.timesteps)
+        after = int((times == torch.as_tensor(timestep).to(times)).nonzero()[-1]) + 1
+        (a, b), end = self.levels(scheduler, timestep), (1.0, 0.0)
+        a_end, b_end = self.levels(scheduler, times[after]) if after < len(times) else end
+        # beta · a_end², from the smaller levels, whose rounding matters less
+        fresh = b * b - b_end * b_end if b_end < a_end else a_end * a_end - a * a
+        return (fresh / a_end * x0 + b_end * b_end * a / a_end * x) / (b * b)
 
     def _time_direction(self, scheduler: Any) -> float:
         """1 where the noise grows with the timestep, else -1: a velocity is the derivative by time."""

@@ -96,6 +96,26 @@ def unusable_generators_are_refused(subject: SchedulerUnderTest, given: Given) -
     )
 
 
+def unusable_noise_settings_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
+    """Where step takes eta, it refuses one that is negative or NaN; where it takes variance_noise, also noise of another
+    shape, what is no tensor, and noise together with a generator; with ValueError or TypeError, the same one each
+    time."""
+    require_runs(subject)
+    x = noise(0)
+    calls: dict[str, Callable[[Any], Any]] = {}
+    if subject.takes("step", "eta"):
+        calls |= {f"eta={eta}": _stepping(x, x, eta=eta) for eta in (-0.5, float("nan"))}
+    if subject.takes("step", "variance_noise"):
+        calls["variance_noise of a batch of one"] = _stepping(x, x, variance_noise=noise(1, (1, *SHAPE[1:])))
+        calls["variance_noise that is a number"] = _stepping(x, x, variance_noise=0.5)
+        both = {"variance_noise": noise(1), "generator": generators(0)} if subject.takes("step", "generator") else None
+        if both is not None:
+            calls["variance_noise together with a generator"] = _stepping(x, x, **both)
+    if not calls:
+        raise NotApplicable(f"step of {subject.name} takes neither eta nor variance_noise")
+    _require_refused(subject, calls)
+
+
 _FIRST = object()
 
 
@@ -151,4 +171,5 @@ CONTRACTS = (
     Contract(unusable_outputs_are_refused),
     Contract(unusable_timesteps_are_refused_by_step),
     Contract(unusable_generators_are_refused),
+    Contract(unusable_noise_settings_are_refused),
 )

@@ -81,7 +81,8 @@ def outputs_combine_as_the_equations_say(subject: SchedulerUnderTest, given: Giv
 
 
 def sampling_begins_anywhere(subject: SchedulerUnderTest, given: Given) -> None:
-    """Where `set_begin_index` begins at a later timestep of the multistep method, the order grows from one again."""
+    """Where `set_begin_index` begins at a timestep of the multistep method, the order grows from one again, whatever was
+    evaluated before."""
     if not hasattr(subject.cls, "set_begin_index"):
         raise NotApplicable(f"{subject.name} has no set_begin_index")
     for case in _cases(subject, given):
@@ -90,6 +91,8 @@ def sampling_begins_anywhere(subject: SchedulerUnderTest, given: Given) -> None:
             continue
         begin = singles[len(singles) // 2]
         given.note("begin", begin)
+        for k in range(2):
+            case.scheduler.step(noise(k, SHAPE), case.scheduler.timesteps[k], noise(k + 2, SHAPE))
         case.scheduler.set_begin_index(begin)
         _require_course(
             _Case(case.scheduler, case.process, _continued(case.course, begin), case.prediction),

@@ -8,7 +8,7 @@ from typing import Any
 
 KNOWN: dict[str, tuple[Any, ...]] = {
     "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
-    "prediction_type": ("epsilon", "sample", "v_prediction", "flow_prediction"),
+    "prediction_type": ("epsilon", "sample", "v_prediction", "flow_prediction", "previous_sample"),
     "timestep_spacing": ("leading", "linspace", "trailing"),
     "variance_type": ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"),
     "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "sde-dpmsolver"),
@@ -24,6 +24,7 @@ KNOWN: dict[str, tuple[Any, ...]] = {
     "shift": (1.0, 3.0),
     "steps_offset": (0, 1),
     "coefficients": (None, "float64", "float32_cumprod", "compvis"),
+    "solver": (None, "plms"),
 }
 """Values of options that take one of a list. A value that a class refuses with ValueError or NotImplementedError when
 it is made is one it does not offer."""

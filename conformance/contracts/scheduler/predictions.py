@@ -35,14 +35,18 @@ LIMITING = frozenset().union(*LIMITS)
 
 
 def prediction_types_agree(subject: SchedulerUnderTest, given: Given) -> None:
-    """Networks with one belief about x_0 give one run, whether they say it as noise, as x_0, as a velocity or as a
-    flow; but for rounding, which grows where noise is divided by little signal."""
+    """Networks with one belief about x_0 give one run, whether they say it as noise, as x_0, as a velocity, as a flow or
+    as the mean of x_{t-1}; but for rounding, which grows where noise is divided by little signal.
+
+    Without clipping, which a mean of x_{t-1} does not take part in.
+    """
     require_runs(subject)
     if "prediction_type" not in subject.options:
         raise NotApplicable(f"{subject.name} has no choice of prediction types")
     runs: dict[str, tuple[Trajectory, list[float]]] = {}
     for kind in subject.options["prediction_type"]:
         config = {"prediction_type": kind} if kind != choice(subject, {})["prediction_type"] else {}
+        config |= {"clip_sample": False} if True in subject.options.get("clip_sample", ()) else {}
         scheduler = prepared(subject, STEPS, config)
         if scheduler is None:
             continue

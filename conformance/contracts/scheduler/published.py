@@ -38,37 +38,20 @@ STEP: dict[str, dict[str, Any]] = {
 }
 """Class -> argument of step -> default."""
 
-_OTHERWISE = "float32_cumprod"
-
-AUTOMATIC: dict[str, dict[str, tuple[str, dict[str, str]]]] = {
-    "DDPMScheduler": {
-        "coefficients": (
-            "beta_schedule",
-            dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"), "float64"),
-        )
-    },
+PRECISION: dict[str, dict[str, str]] = {
+    "DDPMScheduler": dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"), "float64"),
     "DDIMScheduler": {
-        "coefficients": (
-            "beta_schedule",
-            {
-                "linear": _OTHERWISE,
-                "scaled_linear": "compvis",
-                "squaredcos_cap_v2": "float64",
-                "sigmoid": _OTHERWISE,
-            },
-        )
+        "linear": "float32_cumprod",
+        "scaled_linear": "compvis",
+        "squaredcos_cap_v2": "float64",
+        "sigmoid": "float32_cumprod",
     },
     "PNDMScheduler": {
-        "coefficients": (
-            "beta_schedule",
-            {
-                "linear": _OTHERWISE,
-                "scaled_linear": "compvis",
-                "squaredcos_cap_v2": _OTHERWISE,
-                "sigmoid": _OTHERWISE,
-            },
-        )
+        "linear": "float32_cumprod",
+        "scaled_linear": "compvis",
+        "squaredcos_cap_v2": "float32_cumprod",
+        "sigmoid": "float32_cumprod",
     },
 }
-"""Class -> option that is None unless chosen -> the option that it follows then, and the value for each of its values:
-the precision of the code that trained weights with such a schedule."""
+"""Class -> beta_schedule -> which of the `coefficients` an object has for which none was chosen: those of the code that
+trained weights with such a schedule."""

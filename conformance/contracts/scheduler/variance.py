@@ -21,7 +21,7 @@ from conformance.contracts.scheduler.probes import (
     measure_steps,
     prepared,
 )
-from conformance.contracts.scheduler.support import REFUSALS, require_runs
+from conformance.contracts.scheduler.support import REFUSALS, noise, require_runs
 
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 TABLE_ROUNDINGS = 8
@@ -98,6 +98,38 @@ def eta_goes_from_ode_to_posterior(subject: SchedulerUnderTest, given: Given) ->
                     )
 
 
+def noise_fits_its_level(subject: SchedulerUnderTest, given: Given) -> None:
+    """An eta that asks for more noise than the level of the next timestep has is refused, or the sample keeps that
+    level; eta = 1 never asks for more, also where a step begins without signal (arXiv 2305.08891)."""
+    require_runs(subject)
+    if not subject.takes("step", "eta"):
+        raise NotApplicable(f"step of {subject.name} takes no eta")
+    for eta in (1.5, 30.0):
+        given.note("eta", eta)
+        try:
+            measured = measure_steps(subject, subject.prepared(STEPS), step_options={"eta": eta})
+        except REFUSALS:
+            continue
+        for step in measured[:-1]:
+            assert step.end is not None
+            if abs(step.noise - step.end[1]) > step.allowed_noise:
+                raise Violation(
+                    f"after step {step.index} the noise is {step.noise:.6g} instead of {step.end[1]:.6g}",
+                    step=step.index,
+                    max_abs=abs(step.noise - step.end[1]),
+                )
+    config = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing", "prediction_type": "v_prediction"}
+    if any(value not in subject.options.get(name, ()) for name, value in config.items()):
+        return
+    given.note("eta", 1.0)
+    given.note("options", config)
+    for steps in range(1, 3 * STEPS):
+        given.note("steps", steps)
+        scheduler = subject.prepared(steps, **config)
+        run = subject.run(scheduler, noise(1), None, generator=generators(2), step_options={"eta": 1.0})
+        require_finite(run.final, "the result")
+
+
 def _wanted(kind: str, start: tuple[float, float], end: tuple[float, float], second_half: float) -> tuple[float, float]:
     """The standard deviation that a step from one level to another adds, and its relative rounding error."""
     (a, b), (a_end, b_end) = start, end
@@ -147,4 +179,5 @@ def _added(
 CONTRACTS = (
     Contract(variance_types_are_the_published),
     Contract(eta_goes_from_ode_to_posterior),
+    Contract(noise_fits_its_level),
 )
