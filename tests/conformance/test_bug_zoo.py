@@ -120,7 +120,7 @@ EXHIBITS = [
     Exhibit("d3005", "add_noise in half precision has no noise at t = 0", LIVE,
             hf("DDIMScheduler"), "half_precision_keeps_the_levels", "the level of the noise at timestep 0"),
     Exhibit("no thread", "set_timesteps changes the configuration for good", LIVE,
-            lambda: diffusers.DPMSolverSinglestepScheduler(), "second_run_equals_first", "the second run"),
+            hf("DPMSolverSinglestepScheduler", solver_order=3), "second_run_equals_first", "the second run"),
     Exhibit("no thread", "add_noise moves the place in the list of timesteps", LIVE,
             hf("FlowMatchHeunDiscreteScheduler"), "interruptions_leave_no_trace", "with `add_noise` before"),
     Exhibit("no thread", "explicit timesteps are shifted again", LIVE,

@@ -73,6 +73,11 @@ def reported_x0_is_the_belief(subject: SchedulerUnderTest, given: Given) -> None
     x0 = _far_reaching()
     reports = 0
     others = [config for config in every_option(subject) if config and not config.keys() & LIMITING]
+    others += [
+        {"prediction_type": kind, "coefficients": precision}
+        for kind in subject.options.get("prediction_type", ())
+        for precision in subject.options.get("coefficients", ())[1:]
+    ]
     own = {name: value for name, value in {**defaults(subject.cls), **subject.base}.items() if name in LIMITING}
     for config, run in (*_limited_runs(subject, given, x0), *_runs(subject, given, x0, others)):
         wanted = _limited(x0, {**own, **config})
