@@ -29,7 +29,7 @@ def check(
     from multiprocessing import get_context
 
     from conformance.contracts.contract import Profile
-    from conformance.contracts.holding import hold_all, subject_names
+    from conformance.contracts.holding import hold_all, statements, subject_names
     from conformance.contracts.result import Status
     from conformance.expectations import applicable, read_expectations, stale
     from conformance.implementations import open_implementation
@@ -37,18 +37,20 @@ def check(
 
     names = subject_names(implementation, only or ())
     entries = read_expectations(expectations) if expectations is not None else []
-    entries = applicable(entries, implementation, open_implementation(implementation).version, "cpu")
+    version = open_implementation(implementation).version
+    entries = applicable(entries, implementation, version, "cpu")
     hold = partial(hold_all, implementation, profile=Profile(scale, seed), expectations=entries)
     if workers == 1:
         by_class = {name: hold(name) for name in names}
     else:
         with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
             by_class = dict(zip(names, pool.map(hold, names), strict=True))
-    print_findings(implementation, by_class)
+    under_test = f"{implementation} {version}"
+    print_findings(under_test, by_class)
     if report is not None:
-        write_json(report, implementation, by_class)
+        write_json(report, under_test, by_class)
     if markdown is not None:
-        write_markdown(markdown, implementation, by_class)
+        write_markdown(markdown, under_test, by_class, statements(implementation, names))
     results = [result for each in by_class.values() for result in each]
     complaints = stale(entries, [(result.id, result.status.value) for result in results])
     for complaint in complaints:

@@ -42,6 +42,15 @@ def contracts_of(implementation: str, subject: str) -> tuple[Any, Sequence[Contr
         return None, (), f"{type(error).__name__}: {str(error).strip()}"
 
 
+def statements(implementation: str, subjects: Sequence[str]) -> dict[str, str]:
+    """What each contract of the subjects' kinds demands, by name."""
+    return {
+        contract.name: contract.statement
+        for subject in subjects
+        for contract in contracts_of(implementation, subject)[1]
+    }
+
+
 def hold_one(
     implementation: str,
     subject: str,

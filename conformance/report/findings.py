@@ -16,6 +16,9 @@ from conformance.report.files import write_atomically
 Findings = Mapping[str, Sequence[CheckResult]]
 """Class name -> one result per contract."""
 
+FEW = 3
+"""Up to so many classes, the reasons of what does not apply are printed; the JSON report always has them."""
+
 
 def print_findings(implementation: str, by_class: Findings) -> None:
     """Print a line per class, every finding below, and the totals."""
@@ -39,29 +42,44 @@ def print_findings(implementation: str, by_class: Findings) -> None:
     for result in findings(by_class):
         style = "red" if result.status is Status.FAILED else "yellow"
         console.print(f"[{style}]{plain(result.subject)}, {result.name}[/]: {plain(told(result))}", soft_wrap=True)
-    for name, results in by_class.items():
-        reasons = Counter(result.reason for result in results if result.status is Status.NOT_APPLICABLE)
-        for reason, times in reasons.items():
-            console.print(f"{plain(name)}: {times} not applicable: {plain(reason)}", style="magenta", soft_wrap=True)
+    if len(by_class) <= FEW:
+        for name, results in by_class.items():
+            reasons = Counter(result.reason for result in results if result.status is Status.NOT_APPLICABLE)
+            for reason, times in reasons.items():
+                console.print(
+                    f"{plain(name)}: {times} not applicable: {plain(reason)}", style="magenta", soft_wrap=True
+                )
     console.print(summary(implementation, by_class), soft_wrap=True)
 
 
-def write_markdown(path: Path, implementation: str, by_class: Findings) -> None:
-    """Write the same as a Markdown page, atomically."""
-    lines = [
-        summary(implementation, by_class),
-        "",
-        "| class | passed | failed | waived | not applicable |",
-        "|---|--:|--:|--:|--:|",
-    ]
+def write_markdown(path: Path, implementation: str, by_class: Findings, statements: Mapping[str, str]) -> None:
+    """Write a page with the totals, the findings by contract and by class, and each finding, atomically.
+
+    Args:
+        statements: of the contracts, by name.
+    """
+    found = findings(by_class)
+    lines = [f"# Contracts on {implementation}", "", summary(implementation, by_class) + ".", ""]
+    lines += ["## By contract", "", "| contract | classes that fail it |", "|---|---|"]
+    by_contract: dict[str, list[str]] = {}
+    for result in found:
+        by_contract.setdefault(result.name, []).append(result.subject)
+    for name, subjects in sorted(by_contract.items(), key=lambda item: -len(item[1])):
+        classes = ", ".join(f"`{subject}`" for subject in subjects)
+        lines.append(_row(f"`{name}`: {statements.get(name, '')}", f"{len(subjects)}: {classes}"))
+    lines += ["", "## By class", "", _row("class", *(status.value for status in Status)), "|---|--:|--:|--:|--:|"]
     for name, results in by_class.items():
         count = Counter(result.status for result in results)
-        lines.append(f"| `{name}` | " + " | ".join(str(count[status]) for status in Status) + " |")
-    lines += ["", "| class | contract | finding | smallest example |", "|---|---|---|---|"]
-    for result in findings(by_class):
-        cells = (f"`{result.subject}`", f"`{result.name}`", result.reason, f"`{result.example}`" * bool(result.example))
-        lines.append("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
+        lines.append(_row(f"`{name}`", *(str(count[status]) for status in Status)))
+    lines += ["", "## Findings", "", "| class | contract | finding | smallest example |", "|---|---|---|---|"]
+    for result in found:
+        example = f"`{result.example}`" if result.example else ""
+        lines.append(_row(f"`{result.subject}`", f"`{result.name}`", result.reason, example))
     write_atomically(path, "\n".join(lines) + "\n")
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
 
 
 def write_json(path: Path, implementation: str, by_class: Findings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from conformance.contracts.contract import Contract, Given
 from conformance.contracts.measure import require_same
 from conformance.contracts.result import NotApplicable, Violation
 from conformance.contracts.scheduler.driver import SHAPE, SchedulerUnderTest, generators
-from conformance.contracts.scheduler.support import STEPS, full_run, noise, require_runs
+from conformance.contracts.scheduler.support import STEPS, full_run, noise, require_runs, single_options
 
 CLEAR = (ValueError, TypeError, NotImplementedError)
 """Errors that are meant for a caller; an IndexError or an AttributeError from within is an accident."""
@@ -99,7 +100,7 @@ def unusable_generators_are_refused(subject: SchedulerUnderTest, given: Given) -
 def unusable_noise_settings_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
     """Where step takes eta, it refuses one that is negative or NaN; where it takes variance_noise, also noise of another
     shape, what is no tensor, and noise together with a generator; with ValueError or TypeError, the same one each
-    time."""
+    time; so it is with each option."""
     require_runs(subject)
     x = noise(0)
     calls: dict[str, Callable[[Any], Any]] = {}
@@ -113,7 +114,9 @@ def unusable_noise_settings_are_refused(subject: SchedulerUnderTest, given: Give
             calls["variance_noise together with a generator"] = _stepping(x, x, **both)
     if not calls:
         raise NotApplicable(f"step of {subject.name} takes neither eta nor variance_noise")
-    _require_refused(subject, calls)
+    for config in single_options(subject):
+        given.note("options", config)
+        _require_refused(subject, calls, config=config)
 
 
 _FIRST = object()
@@ -133,14 +136,17 @@ def _stepping(output: Any, x: torch.Tensor, t: Any = _FIRST, **options: Any) -> 
 
 
 def _require_refused(
-    subject: SchedulerUnderTest, calls: Mapping[str, Callable[[Any], Any]], allowed: tuple[type[Exception], ...] = CLEAR
+    subject: SchedulerUnderTest,
+    calls: Mapping[str, Callable[[Any], Any]],
+    allowed: tuple[type[Exception], ...] = CLEAR,
+    config: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Each call raises one of `allowed`, with the same words twice on one object, which then runs as a fresh one."""
     problems = []
     x = noise(5)
-    wanted = full_run(subject, subject.prepared(STEPS), 0, x).final
+    wanted = full_run(subject, subject.prepared(STEPS, **config), 0, x).final
     for name, call in calls.items():
-        scheduler = subject.make()
+        scheduler = subject.make(**config)
         errors = []
         for attempt in (1, 2):
             try:

@@ -7,7 +7,7 @@ arXiv 2202.09778 and PLMS; with the option `solver`, also to the original codes 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,13 @@ from conformance.contracts.scheduler.driver import SchedulerUnderTest
 from conformance.contracts.scheduler.formulas import grids
 from conformance.contracts.scheduler.options import defaults
 from conformance.contracts.scheduler.probes import EPS, OPERATIONS
-from conformance.contracts.scheduler.pseudo_numerical import Evaluation, Process, evaluations, process_of
+from conformance.contracts.scheduler.pseudo_numerical import (
+    ADAMS_BASHFORTH,
+    Evaluation,
+    Process,
+    evaluations,
+    process_of,
+)
 from conformance.contracts.scheduler.support import REFUSALS, noise, require_runs
 
 CASES: dict[str, tuple[Any, ...]] = {
@@ -47,14 +53,20 @@ EXPLICIT = (([90, 61, 40, 22, 10, 3], 6), ([77], 1), ([50, 21, 4, 0], 4))
 """Lists whose midpoints are not those of even strides."""
 
 SHAPE = (2, 1, 1, 3)
-EPS_DOUBLE = float(torch.finfo(torch.float64).eps)
+ROUNDINGS = 16
+"""Of the terms of one evaluation: a product, four sums and a quotient for the outputs, a few of each for the sample."""
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A configuration that the class offers, and what it should do."""
+    """A configuration that the class offers, and what it should do.
+
+    Attributes:
+        request: arguments of `set_timesteps`, which was called with them.
+    """
 
     scheduler: Any
+    request: dict[str, Any]
     process: Process
     course: list[Evaluation]
     prediction: str
@@ -65,6 +77,8 @@ def evaluations_are_those_of_the_method(subject: SchedulerUnderTest, given: Give
     steps (two) and the multistep steps (one) on the grid of the spacing."""
     for case in _cases(subject, given):
         found, wanted = [float(t) for t in case.scheduler.timesteps], [e.time for e in case.course]
+        if case.process.shifted and not case.scheduler.timesteps.is_floating_point():
+            raise Violation("whole numbers, although the authors' code gives its network float32 timesteps")
         if found != wanted:
             raise Violation(f"the evaluations are at {_shown(found)} instead of {_shown(wanted)}")
 
@@ -76,7 +90,7 @@ def outputs_combine_as_the_equations_say(subject: SchedulerUnderTest, given: Giv
     for case in _cases(subject, given):
         _require_course(case, torch.float64, stated="coefficients" in defaults(subject.cls))
         if case.process.precision == "single":  # the same coefficients in every arithmetic
-            case.scheduler.set_timesteps(timesteps=_grid(case.course))
+            case.scheduler.set_timesteps(**case.request)
             _require_course(case, torch.float32, stated=True)
 
 
@@ -94,10 +108,8 @@ def sampling_begins_anywhere(subject: SchedulerUnderTest, given: Given) -> None:
         for k in range(2):
             case.scheduler.step(noise(k, SHAPE), case.scheduler.timesteps[k], noise(k + 2, SHAPE))
         case.scheduler.set_begin_index(begin)
-        _require_course(
-            _Case(case.scheduler, case.process, _continued(case.course, begin), case.prediction),
-            torch.float64, stated="coefficients" in defaults(subject.cls), begin=begin,
-        )  # fmt: skip
+        rest = replace(case, course=_continued(case.course, begin))
+        _require_course(rest, torch.float64, stated="coefficients" in defaults(subject.cls), begin=begin)
 
 
 # --- the cases -------------------------------------------------------------------------------------------------------
@@ -134,10 +146,8 @@ def _case(subject: SchedulerUnderTest, config: Config, steps: int, timesteps: li
         scheduler = subject.make(**config)
         size = int(scheduler.config.get("num_train_timesteps"))
         grid = timesteps or _rule(config, size, steps)
-        if timesteps:
-            scheduler.set_timesteps(timesteps=timesteps)
-        else:
-            scheduler.set_timesteps(steps)
+        request = {"timesteps": timesteps} if timesteps else {"num_inference_steps": steps}
+        scheduler.set_timesteps(**request)
     except REFUSALS:
         return
     if shifted and grid[0] == size - 1:
@@ -146,7 +156,7 @@ def _case(subject: SchedulerUnderTest, config: Config, steps: int, timesteps: li
     even = timesteps is None and config.get("timestep_spacing") != "ddim_uniform"
     course = evaluations(grid, str(method), size // len(grid) // 2 if even else None)
     process = process_of(scheduler, shifted=shifted, through_x0=method in ("plms", "compvis"))
-    yield _Case(scheduler, process, course, config.get("prediction_type", "epsilon"))
+    yield _Case(scheduler, request, process, course, config.get("prediction_type", "epsilon"))
 
 
 def _begins_at_the_end(config: Config) -> bool:
@@ -165,18 +175,12 @@ def _rule(config: Config, size: int, steps: int) -> list[int]:
     return [int(t) for t in np.round(grids(spacing, size, steps, offset)[0])]
 
 
-def _grid(course: list[Evaluation]) -> list[int]:
-    """The timesteps that a course visits."""
-    return list(dict.fromkeys(int(e.start) for e in course))
-
-
 def _continued(course: list[Evaluation], begin: int) -> list[Evaluation]:
     """The course from an evaluation on, without what came before it."""
     rest = []
     for e in course[begin:]:
         known = [k for k in e.weights if k >= begin]
-        order = evaluations([*range(len(known))][::-1], "multistep", None)[-1].weights
-        weights = dict(zip(sorted(known, reverse=True), order.values(), strict=True))
+        weights = dict(zip(known, ADAMS_BASHFORTH[len(known) - 1], strict=True))
         rest.append(Evaluation(e.time, e.base, e.start, e.end, weights))
     return rest
 
@@ -189,28 +193,25 @@ def _require_course(case: _Case, dtype: torch.dtype, *, stated: bool, begin: int
 
     stated: whether the scheduler says how exact its coefficients are.
     """
-    exact = EPS_DOUBLE if dtype is torch.float64 else EPS / 4
-    unit = exact if stated else EPS
+    bound = ROUNDINGS * torch.finfo(dtype).eps / 2 if stated else OPERATIONS * EPS
     inputs: dict[int, torch.Tensor] = {}
     noises: dict[int, torch.Tensor] = {}
     for k, evaluation in enumerate(case.course, start=begin):
         x, output = (noise(seed + 2 * k, SHAPE, torch.float32).double() for seed in (100, 101))
         inputs[k] = x
         noises[k] = case.process.noise(output, x, evaluation.time, case.prediction)
-        combined = sum(weight * noises[j] for j, weight in evaluation.weights.items())
-        assert isinstance(combined, torch.Tensor)
-        wanted, x0, size = case.process.move(inputs[evaluation.base], combined, evaluation.start, evaluation.end)
-        size += size * sum(abs(weight) for weight in evaluation.weights.values())
+        weighted = [(weight, noises[j]) for j, weight in evaluation.weights.items()]
+        wanted, x0, size = case.process.move(inputs[evaluation.base], weighted, evaluation.start, evaluation.end)
         result = case.scheduler.step(output.to(dtype), case.scheduler.timesteps[k], x.to(dtype))
-        bound = OPERATIONS * unit * size
-        found = result.prev_sample.double()
-        require_close(found, wanted, "the sample", bound=bound / float(wanted.abs().max()), step=k)
+        found, largest = result.prev_sample.double(), float(wanted.abs().max())
+        require_close(found, wanted, "the sample", bound=bound * size / largest, step=k)
         if x0 is not None and hasattr(result, "pred_original_sample"):
             if result.pred_original_sample is None:
                 raise Violation("the x_0 that PLMS goes through is not reported", step=k)
-            scale = float(x0.abs().max()) / case.process.level(evaluation.start) ** 0.5
-            limit = OPERATIONS * unit * max(size, scale) / float(x0.abs().max())
-            require_close(result.pred_original_sample.double(), x0, "the reported x_0", bound=limit, step=k)
+            # The sample has the terms of x_0 times √ᾱ.
+            size, largest = size / case.process.level(evaluation.end) ** 0.5, float(x0.abs().max())
+            reported = result.pred_original_sample.double()
+            require_close(reported, x0, "the reported x_0", bound=bound * size / largest, step=k)
 
 
 def _shown(times: list[float]) -> str:

@@ -103,11 +103,16 @@ class Process:
         return self._coefficient(a**0.5) * output + self._coefficient((1 - a) ** 0.5) * x
 
     def move(
-        self, x: torch.Tensor, noise: torch.Tensor, start: float, end: float
+        self, x: torch.Tensor, noises: list[tuple[float, torch.Tensor]], start: float, end: float
     ) -> tuple[torch.Tensor, torch.Tensor | None, float]:
-        """The sample at `end`, the x_0 on the way if there is one, and the size of the terms that were added up."""
+        """The sample at `end`, the x_0 on the way if there is one, and the size of the terms that were added up.
+
+        noises: with their weights.
+        """
         a, b = self.level(start), self.level(end)
-        largest, loudest = float(x.abs().max()), float(noise.abs().max())
+        noise = torch.stack([weight * one for weight, one in noises]).sum(0)
+        largest = float(x.abs().max())
+        loudest = sum(abs(weight) * float(one.abs().max()) for weight, one in noises)
         if self.through_x0:
             root = (1 - a) ** 0.5 if self.precision != "root" else float(np.sqrt(np.float32(1) - np.float32(a)))
             signal, level, next_signal, next_level = map(self._coefficient, (a**0.5, root, b**0.5, (1 - b) ** 0.5))
