@@ -13,9 +13,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import re
-import tempfile
 import types
 import typing
 from dataclasses import dataclass, field
@@ -24,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Union
 
 from conformance.errors import FixtureError
+from conformance.files import write_atomically
 
 if TYPE_CHECKING:
     import torch
@@ -243,14 +242,14 @@ def write_fixture(folder: Path, manifest: Manifest, tensors: dict[str, torch.Ten
     text = to_json(dataclasses.asdict(manifest)) + "\n"
     tensors_path = path.parent / tensor_file.file
     previous = tensors_path.read_bytes() if tensors_path.exists() else None
-    _write_atomically(tensors_path, payload)
+    write_atomically(tensors_path, payload)
     try:
-        _write_atomically(path, text.encode("utf-8"))
+        write_atomically(path, text)
     except BaseException:  # the earlier manifest stands, so the earlier tensors must
         if previous is None:
             tensors_path.unlink()
         else:
-            _write_atomically(tensors_path, previous)
+            write_atomically(tensors_path, previous)
         raise
     return path
 
@@ -294,20 +293,6 @@ def _read_tensors(path: Path, expected: TensorFile) -> dict[str, torch.Tensor]:
     if found != expected.sha256:
         raise FixtureError(f"{path}: sha256 is {found}, the manifest says {expected.sha256}")
     return tensors
-
-
-def _write_atomically(path: Path, payload: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _parse(kind: Any, value: Any, *where: str) -> Any:

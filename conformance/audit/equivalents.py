@@ -27,7 +27,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-SECONDS = 2.0
+SECONDS = 1.0
 
 KEYS = ("file", "line", "mutant", "operator", "function", "reason")
 

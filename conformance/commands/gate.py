@@ -28,6 +28,7 @@ def gate(
 ) -> None:
     """Compare every output with a baseline that was taken before a change: fixtures, and probes of all schedulers."""
     from conformance.expectations import applicable, read_expectations
+    from conformance.files import write_atomically
     from conformance.gate import hold, take
     from conformance.gate.baseline import read_baseline
     from conformance.gate.console import print_baseline, print_report, report_data
@@ -35,7 +36,6 @@ def gate(
     from conformance.implementations import open_implementation
     from conformance.replay import Settings
     from conformance.report import github
-    from conformance.report.files import write_atomically
 
     settings = Settings.of(device, dtype)
     if workers != "auto" and not workers.isdigit():

@@ -36,10 +36,10 @@ def verify(
 ) -> None:
     """Hold the contracts and replay every fixture that applies; one verdict."""
     from conformance.expectations import read_expectations
+    from conformance.files import write_atomically
     from conformance.fixture import TIERS
     from conformance.library import open_library
     from conformance.replay import Settings
-    from conformance.report.files import write_atomically
     from conformance.report.verification import print_verification
     from conformance.verify import open_target
     from conformance.verify import verify as verify_target

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 import torch
 
 from conformance.errors import ConformanceError
+from conformance.files import write_atomically
 from conformance.gate.driver import Outcome
 
 FORMAT = 1
@@ -69,19 +68,7 @@ class Baseline:
             "cases": {name: _pack(case, tensors) for name, case in sorted(self.cases.items())},
         }
         payload = save(dict(sorted(tensors.items())), {KEY: json.dumps(header, separators=(",", ":"))})
-        if not path.resolve().parent.is_dir():
-            raise ConformanceError(f"baseline {path}: there is no such folder")
-        handle, temporary = tempfile.mkstemp(dir=path.resolve().parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        write_atomically(path, payload)
 
 
 def read_baseline(path: Path) -> Baseline:

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.table import Table
 
 from conformance.contracts.result import CheckResult, Status
+from conformance.files import write_atomically
 from conformance.report.console import open_console, plain
-from conformance.report.files import write_atomically
 
 Findings = Mapping[str, Sequence[CheckResult]]
 """Class name -> one result per contract."""

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from conformance.report.files import write_atomically
+from conformance.files import write_atomically
 
 SCHEMA = 1
 RUN_KEYS = ("implementation", "version")

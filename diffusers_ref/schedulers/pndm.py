@@ -167,14 +167,14 @@ class PNDMScheduler(SchedulerMixin):
             is_last = index == len(grid) - 1
             if self._is_plms and index == 0 and (not is_last or self._solver is Solver.PLMS):
                 # CompVis repeats the last time of its grid where there is no next one.
-                plan += _improved_euler(t, t_next, second_time=t if is_last else t_next)
+                plan.extend(_improved_euler(t, t_next, second_time=t if is_last else t_next))
             elif self._solver is Solver.S_PNDM and index == 0:
-                plan += _improved_euler(t, t_next, second_time=t_next)
+                plan.extend(_improved_euler(t, t_next, second_time=t_next))
             elif self._solver is Solver.F_PNDM and index < 3:
-                plan += _runge_kutta(t, t_next, middle=(t + t_next) / 2)
+                plan.extend(_runge_kutta(t, t_next, middle=(t + t_next) / 2))
             elif self._solver is None and not self._is_plms and index < 3 and not is_last:
                 half = (t - t_next) // 2 if half_stride is None else half_stride
-                plan += _runge_kutta(t, t_next, middle=t_next + half)
+                plan.extend(_runge_kutta(t, t_next, middle=t_next + half))
             else:
                 plan.append(_Evaluation(t, _Stage.MULTISTEP, t, t_next))
         return plan
@@ -184,7 +184,6 @@ class PNDMScheduler(SchedulerMixin):
 
     def _restart(self) -> None:
         self._history: list[Tensor] = []
-        self._base = self._sum = torch.empty(0)  # Filled by the first evaluation of a step.
 
     # --- one evaluation ----------------------------------------------------------------------------------------------
 
@@ -244,8 +243,6 @@ class PNDMScheduler(SchedulerMixin):
     def _multistep(self) -> Tensor:
         """Adams–Bashforth: eq. 12 for order 4."""
         divisor, weights = _ADAMS_BASHFORTH[len(self._history)]
-        if len(weights) == 1:
-            return self._history[0]
         total = weights[0] * self._history[0]
         for weight, epsilon in zip(weights[1:], self._history[1:], strict=True):
             total = total + weight * epsilon
@@ -264,7 +261,7 @@ class PNDMScheduler(SchedulerMixin):
             if self._is_plms:
                 # CompVis tabulates this one root, with NumPy, in the precision of its ᾱ.
                 before = table if self._table.coefficients is Coefficients.COMPVIS else table.to(work)
-                sqrt_one_minus = torch.from_numpy(np.sqrt((1.0 - before).numpy())).to(work)
+                sqrt_one_minus = torch.from_numpy(np.sqrt((1.0 - before).numpy()))
                 columns = [table.to(work).sqrt(), sqrt_one_minus, a_end.sqrt(), (1.0 - a_end).sqrt()]
             else:
                 columns = [*_paper_factors(table.to(work), a_end)]
@@ -281,7 +278,7 @@ class PNDMScheduler(SchedulerMixin):
         if self._shifted:  # Truncates towards zero: the midpoint −0.5 reads the entry after −1.
             return self.alphas_cumprod[[int(time) + 1 for time in times]]
         levels = torch.cat([self.alphas_cumprod, self.final_alpha_cumprod.view(1)])
-        return levels[[int(time) for time in times]]  # _END reads the last of them.
+        return levels[list(times)]  # _END reads the last of them.
 
 
 def _runge_kutta(t: int, t_next: int, middle: Time) -> list[_Evaluation]:

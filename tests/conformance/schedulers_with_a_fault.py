@@ -234,6 +234,46 @@ class KeepsHistory(PNDMScheduler):
         self._history = history
 
 
+class ReportFirst(DDIMScheduler):
+    def step(self, *arguments: Any, return_dict: bool = True, **options: Any) -> Any:
+        result = super().step(*arguments, **options)
+        return result if return_dict else (result.pred_original_sample, result.prev_sample)
+
+
+class WideReport(DDIMScheduler):
+    def step(self, *arguments: Any, **options: Any) -> Any:
+        result = super().step(*arguments, **options)
+        return SchedulerOutput(result.prev_sample, result.pred_original_sample.float())
+
+
+class RoundsOutputs(DDIMScheduler):
+    def step(self, model_output: Any, timestep: Any, sample: Any, **options: Any) -> Any:
+        return super().step(model_output.to(sample.dtype), timestep, sample, **options)
+
+
+class OnePrecision(DDIMScheduler):
+    def __init__(self, beta_schedule: str = "linear", coefficients: str | None = None) -> None:
+        super().__init__(beta_schedule=beta_schedule, coefficients=coefficients or "float64")
+
+
+class NeedsSignal(DDIMScheduler):
+    def set_timesteps(self, *arguments: Any, **options: Any) -> None:
+        super().set_timesteps(*arguments, **options)
+        if self.alphas_cumprod[self._grid[0]] == 0:
+            raise ValueError("the first level has no signal")
+
+
+class LouderThanItsLevel(DDIMScheduler):
+    def step(self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, **options: Any) -> Any:
+        result = super().step(model_output, timestep, sample, min(eta, 1.0), **options)
+        return SchedulerOutput(max(eta, 1.0) * result.prev_sample, result.pred_original_sample)
+
+
+class AnyEta(DDIMScheduler):
+    def step(self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, **options: Any) -> Any:
+        return super().step(model_output, timestep, sample, abs(eta), **options)
+
+
 FAULTS: dict[str, tuple[type, str]] = {
     "noise_is_added_linearly": (LouderNoise, "no published process"),
     "noise_is_added_per_sample": (OneTimestepForAll, "the batch"),
@@ -269,5 +309,12 @@ FAULTS: dict[str, tuple[type, str]] = {
     "unusable_outputs_are_refused": (Broadcasting, "a batch of one is accepted"),
     "unusable_timesteps_are_refused_by_step": (AnyTimestep, "far above is accepted"),
     "unusable_generators_are_refused": (AnyGenerator, "a number is accepted"),
+    "unusable_noise_settings_are_refused": (AnyEta, "eta=-0.5 is accepted"),
+    "precision_follows_the_schedule": (OnePrecision, "instead of 'float32_cumprod'"),
+    "runs_begin_without_signal": (NeedsSignal, "the first level has no signal"),
+    "noise_fits_its_level": (LouderThanItsLevel, "after step 0 the noise is"),
+    "tuples_hold_the_same": (ReportFirst, "the first of the tuple"),
+    "reported_x0_has_the_form_of_the_sample": (WideReport, "the dtype torch.float32, the sample torch.float64"),
+    "low_precision_is_widened_throughout": (RoundsOutputs, "the sample: "),
 }
 """Contract -> a scheduler that breaks it, and what the reason says."""

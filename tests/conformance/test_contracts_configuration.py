@@ -9,12 +9,12 @@ from schedulers_with_a_fault import FAULTS
 
 from conformance.contracts import scheduler
 from conformance.contracts.result import Status
-from conformance.contracts.scheduler import choices, configuration, inputs
+from conformance.contracts.scheduler import choices, configuration, inputs, results
 from conformance.contracts.scheduler.cover import pairs_of, pairwise
 from conformance.contracts.scheduler.driver import SchedulerUnderTest
 from diffusers_ref import DDIMScheduler
 
-CONTRACTS = {c.name: c for module in (choices, configuration, inputs) for c in module.CONTRACTS}
+CONTRACTS = {c.name: c for module in (choices, configuration, inputs, results) for c in module.CONTRACTS}
 EVERY = {c.name: c for c in scheduler.CONTRACTS}
 
 
@@ -61,3 +61,15 @@ def test_a_refused_pair_is_tried_in_other_company() -> None:
     result = CONTRACTS["option_pairs_run_or_are_refused"].hold(SchedulerUnderTest(Picky))
     assert result.status is Status.FAILED
     assert "IndexError: broken" in result.reason
+
+
+def test_a_refusal_that_blames_another_option_is_seen() -> None:
+    class Accuser(DDIMScheduler):
+        def __init__(self, timestep_spacing: str = "leading") -> None:
+            if timestep_spacing not in ("leading", "linspace", "trailing"):
+                raise ValueError(f"beta_schedule={timestep_spacing!r} is not known")
+            super().__init__(timestep_spacing=timestep_spacing)
+
+    result = CONTRACTS["unknown_values_are_refused"].hold(SchedulerUnderTest(Accuser))
+    assert result.status is Status.FAILED
+    assert "timestep_spacing: the message does not say what is wrong: beta_schedule='no-such-value'" in result.reason

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 from toy_fixture import TOY_ID, edit_json, toy_manifest, toy_tensors, write_toy
 
-import conformance.fixture
+import conformance.files
 from conformance.errors import FixtureError
 from conformance.fixture import read_fixture, read_manifest, tensor_digest, write_fixture
 
@@ -251,7 +251,7 @@ def interrupted_at(monkeypatch: pytest.MonkeyPatch, function: str, number: int) 
             raise Interruption
         return original(*arguments)
 
-    monkeypatch.setattr(conformance.fixture.os, function, interrupted)
+    monkeypatch.setattr(conformance.files.os, function, interrupted)
 
 
 @pytest.mark.parametrize(("function", "number"), [("replace", 1), ("replace", 2), ("fsync", 1), ("fsync", 2)])

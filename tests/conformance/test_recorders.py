@@ -281,7 +281,7 @@ def test_an_interrupted_recording_leaves_no_fixture(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conformance.fixture.os, "replace", interrupted)
+    monkeypatch.setattr(conformance.files.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         recorded(checkout, tmp_path / "out")
 
@@ -294,6 +294,7 @@ def test_an_interrupted_recording_leaves_no_fixture(
 PACKAGE = Path(conformance.fixture.__file__).parent
 GROUND_FLOOR = (
     "errors",
+    "files",
     "fixture",
     "library",
     "weights",

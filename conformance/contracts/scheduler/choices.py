@@ -71,7 +71,7 @@ def options_have_an_effect(subject: SchedulerUnderTest, given: Given) -> None:
 
 def unknown_values_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
     """A value that an option does not know is refused with ValueError or NotImplementedError that names the option or
-    the value (and no other option): when the scheduler is made, by set_timesteps, or by the first step at the latest."""
+    the value, and no other option: when the scheduler is made, by set_timesteps, or by the first step at the latest."""
     require_runs(subject)
     named = {name for name, default in defaults(subject.cls).items() if isinstance(default, str)}
     named |= {name for name, values in subject.options.items() if any(isinstance(value, str) for value in values)}

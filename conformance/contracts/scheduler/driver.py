@@ -187,7 +187,7 @@ class SchedulerUnderTest:
         return torch.cat([output, 0.5 * torch.cos(3 * output)], 1) if learned else output
 
     def _posterior_mean(self, scheduler: Any, x: torch.Tensor, x0: torch.Tensor, timestep: Any) -> torch.Tensor:
-        """The mean of q(x_{t-1} | x_t, x_0) (DDPM, eq. 7), where t-1 is the next entry of `timesteps`; x_0 at the end."""
+        """The mean of q(x_{t-1} | x_t, x_0) (DDPM, eq. 7), where t-1 is the next of `timesteps`; x_0 at the end."""
         times = torch.as_tensor(scheduler.timesteps)
         after = int((times == torch.as_tensor(timestep).to(times)).nonzero()[-1]) + 1
         (a, b), end = self.levels(scheduler, timestep), (1.0, 0.0)

@@ -98,9 +98,9 @@ def unusable_generators_are_refused(subject: SchedulerUnderTest, given: Given) -
 
 
 def unusable_noise_settings_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
-    """Where step takes eta, it refuses one that is negative or NaN; where it takes variance_noise, also noise of another
-    shape, what is no tensor, and noise together with a generator; with ValueError or TypeError, the same one each
-    time; so it is with each option."""
+    """Where step takes eta, it refuses one that is negative or NaN; where it takes variance_noise, also noise of
+    another shape, what is no tensor, and noise together with a generator; with ValueError or TypeError, the same one
+    each time; so it is with each option."""
     require_runs(subject)
     x = noise(0)
     calls: dict[str, Callable[[Any], Any]] = {}

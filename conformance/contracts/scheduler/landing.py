@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import torch
@@ -18,11 +19,12 @@ from conformance.contracts.scheduler.probes import (
     choice,
     every_option,
     independent_patterns,
+    measure_steps,
     measured_steps,
     rounding,
 )
 from conformance.contracts.scheduler.randomness import is_stochastic
-from conformance.contracts.scheduler.support import require_runs
+from conformance.contracts.scheduler.support import REFUSALS, require_runs, why_not
 
 UNEVEN_STEPS = 7
 """A number of steps that does not divide the usual 1000 training timesteps; tried with every spacing."""
@@ -72,6 +74,35 @@ def runs_end_at_the_data(subject: SchedulerUnderTest, given: Given) -> None:
             )
     if inverse:
         raise NotApplicable(f"{subject.name} runs from data to noise")
+
+
+def runs_begin_without_signal(subject: SchedulerUnderTest, given: Given) -> None:
+    """Where rescale_betas_zero_snr leaves the first level no signal (arXiv 2305.08891), networks that predict x_0 or a
+    velocity run from there, and every step lands on its level, whatever the precision of tables; with other predictions
+    too, or they are refused."""
+    require_runs(subject)
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if any(value not in subject.options.get(name, ()) for name, value in zero.items()):
+        raise NotApplicable(f"{subject.name} has no options for a first level without signal")
+    names = [name for name in ("prediction_type", "coefficients", "rederive_epsilon") if name in subject.options]
+    for values in product(*(subject.options[name] for name in names)):
+        config = dict(zip(names, values, strict=True))
+        kind = config.get("prediction_type")
+        if kind and why_not(subject, {"prediction_type": kind}):
+            continue
+        given.note("options", {**zero, **config})
+        same_variance = all(config.get(name) not in others for name, others in OTHER_VARIANCE.items())
+        for clipped in (False, True) if subject.takes("step", "use_clipped_model_output") else (None,):
+            options = {} if clipped is None else {"use_clipped_model_output": clipped}
+            given.note("step", options)
+            try:
+                measured = measure_steps(subject, subject.prepared(STEPS, **zero, **config), step_options=options)
+            except REFUSALS:
+                if kind in ("sample", "v_prediction"):
+                    raise
+                continue
+            for step in measured[:-1]:
+                _require_landing(step, same_variance, clean=0.0)
 
 
 def constant_output_moves_straight(subject: SchedulerUnderTest, given: Given) -> None:
@@ -143,5 +174,6 @@ def _last_noise(subject: SchedulerUnderTest, config: dict[str, Any]) -> float:
 CONTRACTS = (
     Contract(steps_land_on_their_levels),
     Contract(runs_end_at_the_data),
+    Contract(runs_begin_without_signal),
     Contract(constant_output_moves_straight),
 )

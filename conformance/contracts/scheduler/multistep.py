@@ -95,12 +95,12 @@ def outputs_combine_as_the_equations_say(subject: SchedulerUnderTest, given: Giv
 
 
 def sampling_begins_anywhere(subject: SchedulerUnderTest, given: Given) -> None:
-    """Where `set_begin_index` begins at a timestep of the multistep method, the order grows from one again, whatever was
-    evaluated before."""
+    """Where `set_begin_index` begins at a timestep of the multistep method, the order grows from one again, whatever
+    was evaluated before."""
     if not hasattr(subject.cls, "set_begin_index"):
         raise NotApplicable(f"{subject.name} has no set_begin_index")
     for case in _cases(subject, given):
-        singles = [k for k, e in enumerate(case.course) if [*e.weights][0] == k == e.base and len(e.weights) > 1]
+        singles = [k for k, e in enumerate(case.course) if next(iter(e.weights)) == k == e.base and len(e.weights) > 1]
         if not singles:
             continue
         begin = singles[len(singles) // 2]
@@ -160,7 +160,7 @@ def _case(subject: SchedulerUnderTest, config: Config, steps: int, timesteps: li
 
 
 def _begins_at_the_end(config: Config) -> bool:
-    """Whether an original that reads its table one entry later would begin at the last entry, for any number of steps."""
+    """Whether an original that reads its table one entry later begins at the last entry, for any number of steps."""
     return config.get("solver") in SHIFTED and config.get("timestep_spacing") in ("linspace", "trailing")
 
 

@@ -35,8 +35,8 @@ LIMITING = frozenset().union(*LIMITS)
 
 
 def prediction_types_agree(subject: SchedulerUnderTest, given: Given) -> None:
-    """Networks with one belief about x_0 give one run, whether they say it as noise, as x_0, as a velocity, as a flow or
-    as the mean of x_{t-1}; but for rounding, which grows where noise is divided by little signal.
+    """Networks with one belief about x_0 give one run, whether they say it as noise, as x_0, as a velocity, as a flow
+    or as the mean of x_{t-1}; but for rounding, which grows where noise is divided by little signal.
 
     Without clipping, which a mean of x_{t-1} does not take part in.
     """

@@ -24,9 +24,9 @@ from conformance.contracts.scheduler.support import (
 HALF = (torch.float16, torch.bfloat16)
 
 MIXED = (
-    *((dtype, dtype) for dtype in HALF),
-    *((dtype, torch.float32) for dtype in HALF),
-    *((torch.float32, dtype) for dtype in HALF),
+    (torch.float16, torch.float16),
+    (torch.bfloat16, torch.float32),
+    (torch.float32, torch.float16),
     (torch.float64, torch.float32),
 )
 """Precisions of the sample and of the model output."""
@@ -86,7 +86,8 @@ def _require_form(subject: SchedulerUnderTest, given: Given, config: dict[str, A
             for name in ("shape", "dtype", "device") if x0 is not None else ():
                 if getattr(x0, name) != getattr(x, name):
                     raise Violation(
-                        f"the reported x_0 has the {name} {getattr(x0, name)}, the sample {getattr(x, name)}", step=index
+                        f"the reported x_0 has the {name} {getattr(x0, name)}, the sample {getattr(x, name)}",
+                        step=index,
                     )
     return bool(reports)
 
@@ -97,25 +98,29 @@ def low_precision_is_widened_throughout(subject: SchedulerUnderTest, given: Give
     in half precision. Likewise float64 samples with float32 model outputs are steps in float64."""
     require_runs(subject)
     _require_wide_forward_process(subject)
-    options = {name: values[-1] for name, values in STOCHASTIC_OPTIONS.items() if subject.takes("step", name)}
-    run = record(subject, {}, 0, SHAPE)
-    for of_sample, of_output in MIXED:
-        given.note("sample", of_sample)
-        given.note("model output", of_output)
-        wide = torch.float64 if of_sample is torch.float64 else torch.float32
-        inputs = [x.to(of_sample) for x in run.inputs]
-        outputs = [output.to(of_output) for output in run.outputs]
-        wanted = _fed(subject, [x.to(wide) for x in inputs], [output.to(wide) for output in outputs], options)
-        found = _fed(subject, inputs, outputs, options)
-        for index, (narrow, reference) in enumerate(zip(found, wanted, strict=True)):
-            require_same(narrow, reference.to(of_sample), "the sample", step=index)
+    for config in single_options(subject):
+        if not config.keys() <= {"prediction_type", "coefficients"}:
+            continue
+        given.note("options", config)
+        run = record(subject, config, 0, SHAPE)
+        for of_sample, of_output in MIXED:
+            given.note("sample", of_sample)
+            given.note("model output", of_output)
+            wide = torch.float64 if of_sample is torch.float64 else torch.float32
+            inputs = [x.to(of_sample) for x in run.inputs]
+            outputs = [output.to(of_output) for output in run.outputs]
+            wanted = _fed(subject, config, [x.to(wide) for x in inputs], [output.to(wide) for output in outputs])
+            found = _fed(subject, config, inputs, outputs)
+            for index, (narrow, reference) in enumerate(zip(found, wanted, strict=True)):
+                require_same(narrow, reference.to(of_sample), "the sample", step=index)
 
 
 def _fed(
-    subject: SchedulerUnderTest, inputs: list[torch.Tensor], outputs: list[torch.Tensor], options: dict[str, Any]
+    subject: SchedulerUnderTest, config: dict[str, Any], inputs: list[torch.Tensor], outputs: list[torch.Tensor]
 ) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    return feed(subject, {}, inputs, outputs, generators(0), **options)
+    options = {name: values[-1] for name, values in STOCHASTIC_OPTIONS.items() if subject.takes("step", name)}
+    return feed(subject, config, inputs, outputs, generators(0), **options)
 
 
 def _require_wide_forward_process(subject: SchedulerUnderTest) -> None:

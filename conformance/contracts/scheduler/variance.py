@@ -21,7 +21,7 @@ from conformance.contracts.scheduler.probes import (
     measure_steps,
     prepared,
 )
-from conformance.contracts.scheduler.support import REFUSALS, noise, require_runs
+from conformance.contracts.scheduler.support import REFUSALS, TINY, noise, require_runs
 
 VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range")
 TABLE_ROUNDINGS = 8
@@ -39,8 +39,11 @@ def variance_types_are_the_published(subject: SchedulerUnderTest, given: Given) 
     if "variance_type" not in subject.options or subject.takes("step", "eta"):
         raise NotApplicable(f"{subject.name} has no choice of variances")
     tried = 0
-    for kind in VARIANCES:
-        config = {"variance_type": kind}
+    precisions = subject.options.get("coefficients", ())[1:]
+    cases = [{"variance_type": kind} for kind in VARIANCES]
+    cases += [{"variance_type": kind, "coefficients": precision} for kind in LEARNED for precision in precisions]
+    for config in cases:
+        kind = config["variance_type"]
         given.note("options", config)
         try:
             scheduler = subject.prepared(STEPS, **config)
@@ -122,12 +125,14 @@ def noise_fits_its_level(subject: SchedulerUnderTest, given: Given) -> None:
     if any(value not in subject.options.get(name, ()) for name, value in config.items()):
         return
     given.note("eta", 1.0)
-    given.note("options", config)
-    for steps in range(1, 3 * STEPS):
-        given.note("steps", steps)
-        scheduler = subject.prepared(steps, **config)
-        run = subject.run(scheduler, noise(1), None, generator=generators(2), step_options={"eta": 1.0})
-        require_finite(run.final, "the result")
+    schedules = subject.options.get("beta_schedule", ())
+    for options in ({**config, "beta_schedule": schedule} for schedule in schedules) if schedules else (config,):
+        given.note("options", options)
+        for steps in range(1, STEPS):
+            given.note("steps", steps)
+            scheduler = subject.prepared(steps, **options)
+            run = subject.run(scheduler, noise(1, TINY), None, generator=generators(2), step_options={"eta": 1.0})
+            require_finite(run.final, "the result")
 
 
 def _wanted(kind: str, start: tuple[float, float], end: tuple[float, float], second_half: float) -> tuple[float, float]:
