@@ -108,6 +108,7 @@ class VDiffusionScheduler(SchedulerMixin):
         if not 0 <= eta <= 1:
             raise ValueError(f"eta is {eta}; allowed: 0 to 1")
         dtype = self._check(model_output, sample)
+        noise = None if variance_noise is None else self._noise(sample, generator, variance_noise, dtype)
         index = self._advance(timestep)
         x, v = sample.to(dtype), model_output.to(dtype)
         alphas, sigmas = self.alphas.to(dtype), self.sigmas.to(dtype)
@@ -121,7 +122,8 @@ class VDiffusionScheduler(SchedulerMixin):
             ddim_sigma = eta * (s_next**2 / s**2).sqrt() * (1 - a**2 / a_next**2).sqrt()  # equation 16
             prev_sample = x0 * a_next + epsilon * (s_next**2 - ddim_sigma**2).sqrt()  # equation 12
             if eta:
-                prev_sample = prev_sample + self._noise(sample, generator, variance_noise, dtype) * ddim_sigma
+                noise = self._noise(sample, generator, None, dtype) if noise is None else noise
+                prev_sample = prev_sample + noise * ddim_sigma
 
         result = SchedulerOutput(prev_sample.to(sample.dtype), x0.to(sample.dtype))
         return result if return_dict else result.to_tuple()
