@@ -12,16 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 import conformance.audit.parallel as parallel
 import conformance.audit.session as session
+from conformance.audit.checks import ContractCheck
 from conformance.audit.equivalents import Equivalent, read_equivalents
 from conformance.audit.mutants import mutants_of
 from conformance.audit.report import Report
 from conformance.audit.sandbox import source_of
 from conformance.audit.session import Audit, Request, Verdict, sample
 from conformance.cli import app
+from conformance.contracts.contract import Contract
 from conformance.errors import ConformanceError
 from conformance.library import open_library
 
@@ -261,6 +264,25 @@ def test_a_class_that_no_check_can_look_at_is_killed(looping: Audit, monkeypatch
         monkeypatch.setattr(check, "outcome", lambda cls, memory: 1 / 0)
     verdict = looping.judge(mutant)
     assert (verdict.killed, verdict.by, verdict.detail) == (True, "fixtures", "ZeroDivisionError: division by zero")
+
+
+def test_only_contracts_of_the_same_class_share_what_they_found_out(looping: Audit) -> None:
+    def counts_who_came_before(subject: Any, given: Any) -> None:
+        seen.append(subject.measured.setdefault("visits", 0))
+        subject.measured["visits"] += 1
+        scheduler = subject.prepared(2)
+        scheduler.step(x, scheduler.timesteps[0], x)
+
+    seen: list[int] = []
+    x = torch.zeros(1, 1, 2, 2)
+    looping.subjects[0].checks[:] = [ContractCheck(Contract(counts_who_came_before)) for _ in range(2)]
+    looping.baseline.clear()
+    looping.prepare()
+    assert seen == [0, 0]  # each does all of its work, so that all the lines are seen that it executes
+    for _ in range(2):
+        seen.clear()
+        judge(looping, "while count <= 3:")
+        assert seen == [0, 1]
 
 
 def test_a_mutant_that_cannot_be_imported_is_killed(looping: Audit) -> None:

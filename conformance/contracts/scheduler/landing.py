@@ -19,6 +19,7 @@ from conformance.contracts.scheduler.probes import (
     choice,
     every_option,
     independent_patterns,
+    meaningless,
     measure_steps,
     measured_steps,
     rounding,
@@ -88,7 +89,7 @@ def runs_begin_without_signal(subject: SchedulerUnderTest, given: Given) -> None
     for values in product(*(subject.options[name] for name in names)):
         config = dict(zip(names, values, strict=True))
         kind = config.get("prediction_type")
-        if kind and why_not(subject, {"prediction_type": kind}):
+        if meaningless(subject, config) or (kind and why_not(subject, {"prediction_type": kind})):
             continue
         given.note("options", {**zero, **config})
         same_variance = all(config.get(name) not in others for name, others in OTHER_VARIANCE.items())
