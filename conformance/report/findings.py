@@ -67,10 +67,13 @@ def write_markdown(path: Path, implementation: str, by_class: Findings, statemen
     for name, subjects in sorted(by_contract.items(), key=lambda item: -len(item[1])):
         classes = ", ".join(f"`{subject}`" for subject in subjects)
         lines.append(_row(f"`{name}`: {statements.get(name, '')}", f"{len(subjects)}: {classes}"))
-    lines += ["", "## By class", "", _row("class", *(status.value for status in Status)), "|---|--:|--:|--:|--:|"]
+    lines += ["", "## By class", "", _row("class", *(status.value for status in Status), "mostly because")]
+    lines.append("|---|--:|--:|--:|--:|---|")
     for name, results in by_class.items():
         count = Counter(result.status for result in results)
-        lines.append(_row(f"`{name}`", *(str(count[status]) for status in Status)))
+        reasons = Counter(result.reason for result in results if result.status is Status.NOT_APPLICABLE)
+        mostly = reasons.most_common(1)[0][0] if 2 * count[Status.NOT_APPLICABLE] > len(results) else ""
+        lines.append(_row(f"`{name}`", *(str(count[status]) for status in Status), mostly))
     lines += ["", "## Findings", "", "| class | contract | finding | smallest example |", "|---|---|---|---|"]
     for result in found:
         example = f"`{result.example}`" if result.example else ""

@@ -127,7 +127,7 @@ def _integer_stride(num_train_timesteps: int, count: int) -> list[int]:
 
 
 def _explicit(timesteps: Any, num_train_timesteps: int, repeats: bool) -> list[int]:
-    values = timesteps.tolist() if hasattr(timesteps, "tolist") else list(timesteps)
+    values = timesteps.tolist() if hasattr(timesteps, "tolist") else timesteps
     grid = [_whole_number("timesteps", value) for value in values]
     if not grid:
         raise ValueError("timesteps is empty; at least one timestep is needed")

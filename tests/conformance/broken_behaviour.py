@@ -165,6 +165,33 @@ class SortsTimesteps(DDPMScheduler):
         super().set_timesteps(num_inference_steps, timesteps=timesteps and sorted(timesteps, reverse=True))
 
 
+class ForgetsTheEnds(DDPMScheduler):
+    """Explicit timesteps outside of training are left out without a word, and the number of steps is not looked at."""
+
+    def set_timesteps(self, num_inference_steps: int | None = None, timesteps: Any = None) -> None:
+        if timesteps:
+            num_inference_steps = None
+            timesteps = [t for t in timesteps if t >= 0]
+        super().set_timesteps(num_inference_steps, timesteps=timesteps)
+
+
+class TakesZeroForTheLastVariance(DDPMScheduler):
+    """The last logarithm of a variance is that of almost 0, of which a large weight makes infinity times no noise."""
+
+    def _coefficients(self, dtype: torch.dtype) -> list[Any]:
+        *steps, last = super()._coefficients(dtype)
+        return [*steps, last._replace(min_log=-46.0)]
+
+
+class RefusesTheCleanEnd(DDPMScheduler):
+    """Timestep 0 cannot be given."""
+
+    def set_timesteps(self, num_inference_steps: int | None = None, timesteps: Any = None) -> None:
+        if timesteps and 0 in timesteps:
+            raise ValueError("timesteps must be above 0")
+        super().set_timesteps(num_inference_steps, timesteps=timesteps)
+
+
 # --- starts ---------------------------------------------------------------------------------------------------------
 
 
@@ -323,9 +350,16 @@ BROKEN: dict[str, list[tuple[Any, type, str]]] = {
     ],
     "longest_runs_end": [(OverrunsItsTable, DDIMScheduler, "IndexError")],
     "full_grid_is_that_of_training": [(ShiftsTwice, FlowScheduler, "100 steps pass the training timestep")],
-    "explicit_timesteps_are_honoured": [(DropsTimesteps, DDPMScheduler, "the list given")],
+    "variance_types_are_the_published": [(TakesZeroForTheLastVariance, DDPMScheduler, "NaN")],
+    "explicit_timesteps_are_honoured": [
+        (DropsTimesteps, DDPMScheduler, "the list given"),
+        (RefusesTheCleanEnd, DDPMScheduler, "but not all of it"),
+    ],
     "explicit_sigmas_are_honoured": [(DropsSigmas, FlowScheduler, "the list of sigmas")],
-    "unusable_timesteps_are_refused": [(SortsTimesteps, DDPMScheduler, "timesteps that ascend are accepted")],
+    "unusable_timesteps_are_refused": [
+        (SortsTimesteps, DDPMScheduler, "timesteps that ascend are accepted"),
+        (ForgetsTheEnds, DDPMScheduler, "timesteps that lie below training are accepted"),
+    ],
     "start_is_found_by_its_timestep": [(StartsOneLate, DDIMScheduler, "beginning by the timestep")],
     "start_is_found_by_its_index": [(BeginsOneLate, DDIMScheduler, "after set_begin_index")],
     "start_within_a_step_is_refused_or_right": [(SlidesToTheNextStep, PNDMScheduler, "the result of beginning at")],

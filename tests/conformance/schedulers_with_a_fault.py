@@ -269,6 +269,13 @@ class LouderThanItsLevel(DDIMScheduler):
         return SchedulerOutput(max(eta, 1.0) * result.prev_sample, result.pred_original_sample)
 
 
+class EmptySections(DDPMScheduler):
+    def set_timesteps(self, num_inference_steps: Any = None, respacing: Any = None, **options: Any) -> None:
+        if isinstance(respacing, str):
+            respacing = respacing.replace("0,", "")
+        super().set_timesteps(num_inference_steps, respacing=respacing, **options)
+
+
 class AnyEta(DDIMScheduler):
     def step(self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, **options: Any) -> Any:
         return super().step(model_output, timestep, sample, abs(eta), **options)
@@ -284,6 +291,7 @@ FAULTS: dict[str, tuple[type, str]] = {
     "betas_follow_their_schedule": (LargerBetas, "betas["),
     "zero_snr_leaves_no_signal": (SomeSignalLeft, "instead of 0"),
     "timesteps_follow_the_spacing": (GridOffByOne, "begin with"),
+    "sections_are_respaced": (EmptySections, "respacing='0,5' is accepted"),
     "steps_land_on_their_levels": (PreviousTimestepByDivision, "but the next timestep has"),
     "runs_end_at_the_data": (NoiseLeft, "can be left"),
     "constant_output_moves_straight": (BentPath, "the end of the path"),

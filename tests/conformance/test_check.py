@@ -107,7 +107,7 @@ def test_reports_hold_every_result(tmp_path: Path) -> None:
     assert (checks[2]["max_abs"], checks[2]["step"]) == (None, 2)
     page = (tmp_path / "r.md").read_text()
     assert "| `breaks`: It does not \\| ever. | 1: `DDIMScheduler` |" in page
-    assert "| `DDIMScheduler` | 1 | 1 | 0 | 1 |" in page
+    assert "| `DDIMScheduler` | 1 | 1 | 0 | 1 |  |" in page
 
 
 def test_a_class_that_is_not_there_is_a_usage_error() -> None:

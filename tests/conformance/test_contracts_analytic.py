@@ -1,4 +1,4 @@
-"""Contracts of the mathematics: each sees the fault that it is for. (The suite holds them on sound schedulers.)"""
+"""What the contracts of the mathematics stand on: steps taken apart, formulas computed again."""
 
 from __future__ import annotations
 

@@ -186,6 +186,8 @@ def explicit_timesteps_are_honoured(subject: SchedulerUnderTest, given: Given) -
             held = True
         if given.out_of_time:
             break
+    if not held and isinstance(missing, Refused):
+        raise Violation(f"set_timesteps has the argument, but {missing}")
     if not held:
         raise missing
 
@@ -195,14 +197,20 @@ def _require_honoured(subject: SchedulerUnderTest, config: dict[str, Any]) -> No
     grid = _without_repeats(default.timesteps)
     if len(grid) != STEPS:
         raise NotApplicable(f"{STEPS} steps visit {len(grid)} timesteps: which of them the grid has is not seen")
-    explicit = _with_list(subject, config, timesteps=grid)
+    part = grid[::2]
+    try:
+        explicit = _with_list(subject, config, timesteps=grid)
+    except Refused as refusal:
+        _with_list(subject, config, timesteps=part)
+        raise Violation(
+            f"every second timestep of the default grid can be given, but not all of it: {refusal}"
+        ) from None
     require_close(
         explicit.timesteps.double(), default.timesteps.double(), "the list from its own timesteps", bound=1e-6
     )
     wanted, found = full_run(subject, default, 1), full_run(subject, explicit, 1)
     for index, (a, b) in enumerate(zip(found.samples, wanted.samples, strict=True)):
         require_close(a, b, "the run over the default timesteps, given explicitly", bound=ROUNDING, step=index)
-    part = grid[::2]
     scheduler = _with_list(subject, config, timesteps=part)
     found_part = torch.tensor(_without_repeats(scheduler.timesteps)).double()
     require_same(found_part, torch.tensor(part).double(), f"the list given, {part},")
@@ -238,23 +246,32 @@ def explicit_sigmas_are_honoured(subject: SchedulerUnderTest, given: Given) -> N
 
 
 def unusable_timesteps_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
-    """Explicit timesteps that ascend, lie outside of training or are empty raise a ValueError."""
+    """Explicit timesteps that ascend, lie outside of training or are empty raise a ValueError, and so do those of which
+    there are fewer than the number of steps that is asked for with them."""
     _require_takes(subject, "timesteps")
     require_runs(subject)
     default = subject.prepared(STEPS)
     grid, last = _without_repeats(default.timesteps), _chain_length(subject, {})
-    kinds = {"ascend": grid[::-1], "lie outside of training": [type(grid[0])(last + 5), *grid], "are none": []}
-    for what, values in kinds.items():
+    kind = type(grid[0])
+    kinds = {"ascend": grid[::-1], "lie outside of training": [kind(last + 5), *grid], "are none": []}
+    kinds["lie below training"] = [*(t for t in grid if t > 0), kind(-1)]
+    if not default.timesteps.is_floating_point():
+        kinds["begin at T"] = [last, *grid]
+    calls = {f"timesteps that {what}": (values, {}) for what, values in kinds.items()}
+    calls[f"{len(grid[::2])} timesteps for {STEPS} steps"] = grid[::2], {"num_inference_steps": STEPS}
+    for what, (values, count) in calls.items():
         given.note("timesteps", values)
         try:
-            scheduler = _with_list(subject, {}, timesteps=values)
+            scheduler = _with_list(subject, {}, count, timesteps=values)
         except NotApplicable:
             continue
         except Exception as error:  # noqa: BLE001
-            raise Violation(
-                f"timesteps that {what} raise {type(error).__name__} ({error}) instead of ValueError"
-            ) from None
-        raise Violation(f"timesteps that {what} are accepted, as {scheduler.timesteps.tolist()[:8]}")
+            raise Violation(f"{what} raise {type(error).__name__} ({error}) instead of ValueError") from None
+        raise Violation(f"{what} are accepted, as {scheduler.timesteps.tolist()[:8]}")
+
+
+class Refused(NotApplicable):
+    """A list that is given to `set_timesteps` is refused."""
 
 
 def _require_takes(subject: SchedulerUnderTest, argument: str) -> None:
@@ -262,16 +279,22 @@ def _require_takes(subject: SchedulerUnderTest, argument: str) -> None:
         raise NotApplicable(f"set_timesteps takes no {argument}")
 
 
-def _with_list(subject: SchedulerUnderTest, config: dict[str, Any], **values: list[Any]) -> Any:
-    """A scheduler over an explicit list; raises NotApplicable where the class refuses it."""
+def _with_list(
+    subject: SchedulerUnderTest, config: dict[str, Any], count: dict[str, int] | None = None, **values: list[Any]
+) -> Any:
+    """A scheduler over an explicit list; raises NotApplicable where the class refuses it.
+
+    count: the number of steps that is asked for; None for that of the list, where the class wants one.
+    """
     scheduler = subject.make(**config)
-    first = parameters(subject.cls, "set_timesteps")["num_inference_steps"]
-    needed = first.default is first.empty
-    count = {"num_inference_steps": len(next(iter(values.values())))} if needed else {}
+    if not count:
+        first = parameters(subject.cls, "set_timesteps")["num_inference_steps"]
+        needed = first.default is first.empty
+        count = {"num_inference_steps": len(next(iter(values.values())))} if needed else {}
     try:
         scheduler.set_timesteps(**count, **values)
     except REFUSALS as refusal:
-        raise NotApplicable(f"set_timesteps({', '.join(values)}=…) is refused: {refusal}") from None
+        raise Refused(f"set_timesteps({', '.join(values)}=…) is refused: {refusal}") from None
     return scheduler
 
 

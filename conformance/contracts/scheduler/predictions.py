@@ -12,10 +12,13 @@ import torch
 from conformance.contracts.contract import Contract, Given
 from conformance.contracts.measure import require_close
 from conformance.contracts.result import NotApplicable
-from conformance.contracts.scheduler.driver import SHAPE, SchedulerUnderTest, Trajectory, always, generators, mixture
+from conformance.contracts.scheduler.driver import SchedulerUnderTest, Trajectory, always, generators, mixture
 from conformance.contracts.scheduler.options import defaults
 from conformance.contracts.scheduler.probes import EPS, OPERATIONS, STEPS, choice, every_option, prepared, rounding
 from conformance.contracts.scheduler.support import noise, require_runs
+
+SHAPE = (2, 3, 4, 5)
+"""No two sizes are alike, so that a limit along a wrong axis shows."""
 
 LARGEST_NORMAL = 5.0
 """Of the few elements of a sample."""
@@ -127,7 +130,7 @@ def _far_reaching() -> torch.Tensor:
 
 def _start(subject: SchedulerUnderTest, config: dict[str, Any]) -> tuple[Any, torch.Tensor]:
     scheduler = subject.prepared(STEPS, **config)
-    return scheduler, subject.start(scheduler, 2, dtype=torch.float64)
+    return scheduler, subject.start(scheduler, 2, SHAPE, dtype=torch.float64)
 
 
 def _limited_runs(

@@ -55,3 +55,8 @@ PRECISION: dict[str, dict[str, str]] = {
 }
 """Class -> beta_schedule -> which of the `coefficients` an object has for which none was chosen: those of the code that
 trained weights with such a schedule."""
+
+SPACINGS: dict[str, tuple[str, ...]] = dict.fromkeys(
+    ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler"), ("leading", "linspace", "trailing")
+)
+"""Class -> every `timestep_spacing` that published configurations of it have."""

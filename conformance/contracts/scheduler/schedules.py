@@ -10,17 +10,22 @@ import torch
 from hypothesis import strategies as st
 
 from conformance.contracts.contract import Contract, Given
+from conformance.contracts.measure import require_finite
 from conformance.contracts.result import NotApplicable, Violation
+from conformance.contracts.scheduler import published
 from conformance.contracts.scheduler.driver import SchedulerUnderTest
-from conformance.contracts.scheduler.formulas import beta_tables, grids, zero_terminal_snr
+from conformance.contracts.scheduler.formulas import beta_tables, grids, sections, zero_terminal_snr
 from conformance.contracts.scheduler.options import defaults
 from conformance.contracts.scheduler.probes import EPS, choice
-from conformance.contracts.scheduler.support import REFUSALS, require_runs
+from conformance.contracts.scheduler.support import REFUSALS, TINY, full_run, require_runs
 
 SMALL = 50
 """Training timesteps where their number does not matter: a few classes take long to build their tables."""
 
-SPACINGS = ("leading", "linspace", "trailing")
+FEW = 15
+"""Training timesteps of which every smaller number is tried as the number of steps."""
+
+SPACINGS = ("leading", "linspace", "trailing", "ddim_uniform", "ddim_quad")
 NO_SIGNAL = 2**-24
 """What samplers that need a logarithm of the signal put in the place of abar = 0."""
 
@@ -67,9 +72,11 @@ def zero_snr_leaves_no_signal(subject: SchedulerUnderTest, given: Given) -> None
 
 def timesteps_follow_the_spacing(subject: SchedulerUnderTest, given: Given) -> None:
     """For every `timestep_spacing` the timesteps are those of Table 2 of arXiv 2305.08891 ("leading", "linspace" also
-    without the clean end, as DPM-Solver reads them), rounded or not, with `steps_offset`; further ones may lie between.
+    without the clean end, as DPM-Solver reads them), or of section 4.2 of 2010.02502, rounded or not, with
+    `steps_offset`; further ones may lie between.
 
-    The number of steps is drawn, also one that does not divide the training timesteps.
+    The number of steps is drawn, also one that does not divide the training timesteps; of a few training timesteps,
+    every smaller number is tried. A class of a published name refuses none of its spacings.
     """
     require_runs(subject)
     offered = defaults(subject.cls)
@@ -79,21 +86,100 @@ def timesteps_follow_the_spacing(subject: SchedulerUnderTest, given: Given) -> N
     n = given.draw("steps", st.integers(2, min(size, 120)))
     spacing = given.draw("timestep_spacing", st.sampled_from(SPACINGS))
     offset = given.draw("steps_offset", st.sampled_from((0, 1))) if "steps_offset" in subject.options else 0
+    _require_spacing_matters(subject)
+    if "grids" not in subject.measured:
+        for each in SPACINGS:
+            for count in range(2, FEW):
+                given.note("few", f"{count} of {FEW} {each}")
+                _require_spacing(subject, each, FEW, count, 0)
+        given.note("few", "")
+        subject.measured["grids"] = True
+    _require_spacing(subject, spacing, size, n, offset)
+
+
+def _require_spacing(subject: SchedulerUnderTest, spacing: str, size: int, n: int, offset: int) -> None:
+    """n of `size` training timesteps are those of the spacing, or are refused where they may be."""
     config: dict[str, Any] = {"timestep_spacing": spacing, "num_train_timesteps": size}
     config |= {"steps_offset": offset} if "steps_offset" in subject.options else {}
-    _require_spacing_matters(subject)
+    rules = grids(spacing, size, n, offset)
     try:
         scheduler = subject.prepared(n, **config)
-    except REFUSALS:
+    except REFUSALS as refusal:
+        if spacing in _published_spacings(subject) and rules[0].max() <= size - 1 and _takes(subject, size, n):
+            raise Violation(f"{n} steps of {size} spaced {spacing!r} are refused: {refusal}") from None
         return
     found = torch.as_tensor(scheduler.timesteps).double().cpu().numpy()
     if found[0] < found[-1]:
         raise NotApplicable(f"{subject.name} runs from data to noise")
-    rules = grids(spacing, size, n, offset)
     if not any(_visits(found, rule) for rule in rules):
         shown = ", ".join(f"{t:g}" for t in found[:4])
         wanted = " or ".join(", ".join(f"{t:g}" for t in rule[:4]) + ", …" for rule in rules)
         raise Violation(f"{n} steps spaced {spacing!r} begin with {shown}, … instead of {wanted}")
+
+
+def _published_spacings(subject: SchedulerUnderTest) -> tuple[str, ...]:
+    name = next((base.__name__ for base in subject.cls.__mro__ if base.__name__ in published.SPACINGS), None)
+    return () if name is None else published.SPACINGS[name]
+
+
+def _takes(subject: SchedulerUnderTest, size: int, n: int) -> bool:
+    """Whether the class takes so many steps with the spacing that it has by default."""
+    try:
+        subject.prepared(n, num_train_timesteps=size)
+    except REFUSALS:
+        return False
+    return True
+
+
+def sections_are_respaced(subject: SchedulerUnderTest, given: Given) -> None:
+    """`set_timesteps(respacing=…)` visits so many timesteps of each section of the chain, evenly spaced from its first
+    to its last, or, for "ddimN", N with the smallest whole stride that gives so many (arXiv 2102.09672; further ones
+    may lie between), and a run over them ends with finite numbers.
+
+    Sections without a step, with more than they have, or of what is no whole number are a ValueError, and so is any
+    respacing with another spacing than that of sections.
+    """
+    require_runs(subject)
+    if not subject.takes("set_timesteps", "respacing"):
+        raise NotApplicable("set_timesteps takes no respacing")
+    config: dict[str, Any] = {"timestep_spacing": "improved_diffusion", "num_train_timesteps": SMALL}
+    for text, counts in {"1": [1], "7": [7], "3,1,5": [3, 1, 5], "17,2,16": [17, 2, 16]}.items():
+        for respacing in (text, counts):
+            given.note("respacing", respacing)
+            _require_sections(subject, config, respacing, sections(counts, SMALL))
+    for n, stride in {2: 25, 5: 10, 13: 4, SMALL: 1}.items():
+        given.note("respacing", f"ddim{n}")
+        _require_sections(subject, config, f"ddim{n}", stride * np.arange(n)[::-1].astype(float))
+    for respacing in (
+        "",
+        "0",
+        "0,5",
+        "5,-1",
+        "5,x",
+        "5,30,5",
+        "ddim0",
+        "ddim30",
+        f"ddim{SMALL + 1}",
+        [],
+        [2.5],
+        [True],
+    ):
+        given.note("respacing", respacing)
+        scheduler = subject.make(**config)
+        try:
+            scheduler.set_timesteps(respacing=respacing)
+        except REFUSALS:
+            continue
+        raise Violation(f"respacing={respacing!r} is accepted, as {scheduler.timesteps.tolist()[:4]}, …")
+
+
+def _require_sections(subject: SchedulerUnderTest, config: dict[str, Any], respacing: Any, wanted: np.ndarray) -> None:
+    scheduler = subject.make(**config)
+    scheduler.set_timesteps(respacing=respacing)
+    found = torch.as_tensor(scheduler.timesteps).double().cpu().numpy()
+    if not _visits(found, wanted):
+        raise Violation(f"timesteps {found.tolist()} instead of {np.round(wanted, 1).tolist()}")
+    require_finite(full_run(subject, scheduler, 0, subject.start(scheduler, 0, TINY)).final, "the result")
 
 
 def _visits(found: np.ndarray, rule: np.ndarray) -> bool:
@@ -183,4 +269,5 @@ CONTRACTS = (
     Contract(betas_follow_their_schedule),
     Contract(zero_snr_leaves_no_signal),
     Contract(timesteps_follow_the_spacing, examples=30),
+    Contract(sections_are_respaced),
 )

@@ -27,13 +27,16 @@ VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log",
 TABLE_ROUNDINGS = 8
 """Of the float32 products and differences between a table of alphas_cumprod and a variance."""
 
+LARGE_VARIANCE = 20.0
+"""What a network may say of its variance where nothing depends on it: far out of range, but no float32 overflows."""
+
 
 def variance_types_are_the_published(subject: SchedulerUnderTest, given: Given) -> None:
     """Every step but the last adds noise with the variance that `variance_type` names, between this timestep and the
     next of the list: beta~ ("fixed_small", DDPM eq. 7), beta ("fixed_large"), the exponential of the network's second
     half ("learned"), or of a mean of log beta and log beta~ that it weighs ("learned_range", arXiv 2102.09672 eq. 15).
 
-    The names with "_log" mean the same variances.
+    The names with "_log" mean the same variances. A last step at timestep 0 adds none, whatever the network says.
     """
     require_runs(subject)
     if "variance_type" not in subject.options or subject.takes("step", "eta"):
@@ -65,6 +68,10 @@ def variance_types_are_the_published(subject: SchedulerUnderTest, given: Given) 
                     step=k,
                     max_abs=abs(found - wanted),
                 )
+        if kind in LEARNED and float(scheduler.timesteps[-1]) == 0 and not subject.takes("step", "prev_timestep"):
+            found = _added(subject, scheduler, len(levels) - 1, levels[-1], LARGE_VARIANCE)
+            if found > EPS:
+                raise Violation(f"the last step adds noise of standard deviation {found:.6g}", step=len(levels) - 1)
     if not tried or "fixed_small" not in str(choice(subject, {})["variance_type"]):
         raise NotApplicable(f"{subject.name} takes a variance_type, but its steps do not use one")
 
