@@ -39,8 +39,8 @@ def grids(spacing: str, count: int, n: int, offset: int) -> list[np.ndarray]:
     """The published meanings of a `timestep_spacing`, each as n timesteps of T = `count`, from noisy to clean.
 
     Table 2 of arXiv 2305.08891; and for "leading" and "linspace" the reading of the DPM-Solver code, where n steps have
-    n + 1 ends, of which the clean one is left out; section 4.2 of 2010.02502, as its code rounds and shifts. Not rounded
-    where a sampler may interpolate.
+    n + 1 ends, of which the clean one is left out; section 4.2 of 2010.02502, as its code rounds and shifts. Else not
+    rounded, as a sampler may interpolate.
     """
     if spacing == "leading":
         pairs = [(count // n, n)] + ([(count // (n + 1), n + 1)] if n < count else [])
@@ -59,7 +59,8 @@ def grids(spacing: str, count: int, n: int, offset: int) -> list[np.ndarray]:
 
 def sections(counts: list[int], size: int) -> np.ndarray:
     """The timesteps, from noisy to clean, of a chain of `size` in equal sections that visits so many of each, from its
-    first to its last, not rounded (arXiv 2102.09672). The first ones are longer by 1 where needed."""
+    first to its last, not rounded (arXiv 2102.09672). The first ones are longer by 1 where needed.
+    """
     visited = []
     for part, n in zip(np.array_split(np.arange(float(size)), len(counts)), counts, strict=True):
         visited.append(np.linspace(part[0], part[-1], n))

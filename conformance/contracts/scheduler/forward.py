@@ -87,7 +87,8 @@ def levels_are_ordered(subject: SchedulerUnderTest, given: Given) -> None:
 
 
 def velocity_matches_the_levels(subject: SchedulerUnderTest, given: Given) -> None:
-    """get_velocity(x_0, noise, t) is a·noise - b·x_0, with the a and b of add_noise (arXiv 2202.00512)."""
+    """get_velocity(x_0, noise, t) is a·noise - b·x_0, with the a and b of add_noise (arXiv 2202.00512), in the dtype of
+    x_0."""
     require_runs(subject)
     if not hasattr(subject.cls, "get_velocity"):
         raise NotApplicable(f"{subject.name} has no get_velocity")
@@ -99,6 +100,11 @@ def velocity_matches_the_levels(subject: SchedulerUnderTest, given: Given) -> No
         found = scheduler.get_velocity(x0, n, times)
         scale = math.hypot(a, b)
         require_close(found, (a * n - b * x0) / scale, f"the velocity at {float(t):g}", bound=ROUNDINGS)
+    for dtype in (torch.float16, torch.bfloat16, torch.float32):
+        given.note("dtype", str(dtype))
+        found = scheduler.get_velocity(noise(1, dtype=dtype), noise(2, dtype=dtype), times)
+        if found.dtype != dtype:
+            raise Violation(f"the velocity of samples in {dtype} is in {found.dtype}")
 
 
 def inputs_have_unit_variance(subject: SchedulerUnderTest, given: Given) -> None:

@@ -186,7 +186,9 @@ def explicit_timesteps_are_honoured(subject: SchedulerUnderTest, given: Given) -
             held = True
         if given.out_of_time:
             break
-    if not held and isinstance(missing, Refused):
+    # Where the times of the network are not whole numbers, the argument may be something else: indices, say.
+    whole = not subject.prepared(STEPS).timesteps.is_floating_point()
+    if not held and whole and isinstance(missing, Refused):
         raise Violation(f"set_timesteps has the argument, but {missing}")
     if not held:
         raise missing
@@ -257,7 +259,9 @@ def unusable_timesteps_are_refused(subject: SchedulerUnderTest, given: Given) ->
     kinds["lie below training"] = [*(t for t in grid if t > 0), kind(-1)]
     if not default.timesteps.is_floating_point():
         kinds["begin at T"] = [last, *grid]
-    calls = {f"timesteps that {what}": (values, {}) for what, values in kinds.items()}
+    calls: dict[str, tuple[list[Any], dict[str, int]]] = {
+        f"timesteps that {what}": (values, {}) for what, values in kinds.items()
+    }
     calls[f"{len(grid[::2])} timesteps for {STEPS} steps"] = grid[::2], {"num_inference_steps": STEPS}
     for what, (values, count) in calls.items():
         given.note("timesteps", values)

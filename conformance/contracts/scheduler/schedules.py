@@ -26,25 +26,37 @@ FEW = 15
 """Training timesteps of which every smaller number is tried as the number of steps."""
 
 SPACINGS = ("leading", "linspace", "trailing", "ddim_uniform", "ddim_quad")
+EPS64 = 2.0**-52
 NO_SIGNAL = 2**-24
 """What samplers that need a logarithm of the signal put in the place of abar = 0."""
 
 
 def betas_follow_their_schedule(subject: SchedulerUnderTest, given: Given) -> None:
     """For every `beta_schedule`, and every range of betas, the table `betas` is the published formula within float32
-    rounding, and `alphas_cumprod` is the cumulative product of 1 - beta; with `trained_betas`, it is those."""
+    rounding, and `alphas_cumprod` is the cumulative product of 1 - beta; with `trained_betas`, it is those.
+
+    With `coefficients` of "float64", where there is that choice, within float64 rounding.
+    """
     require_runs(subject)
     scheduler = _with_tables(subject)
     size = SMALL
+    exact = {"coefficients": "float64"} if "float64" in subject.options.get("coefficients", ()) else None
     for start, end in (_range(scheduler), (0.0005, 0.03)):
         for name, wanted in beta_tables(start, end, size).items():
             config = {"beta_schedule": name, "beta_start": start, "beta_end": end}
             given.note("options", config)
             _require_tables(subject, config, wanted)
+            if exact:
+                _require_tables(subject, config | exact, wanted, EPS64)
     if "trained_betas" in scheduler.config:
         betas = np.linspace(0.001, 0.01, size)
         given.note("options", {"trained_betas": "0.001 to 0.01"})
-        _require_tables(subject, {"trained_betas": betas.tolist()}, betas)
+        trained = {"trained_betas": betas.tolist()}
+        if _made(subject, trained) is None:
+            raise Violation(f"trained_betas for all of {size} timesteps are refused")
+        _require_tables(subject, trained, betas)
+        if exact:
+            _require_tables(subject, trained | exact, betas, EPS64)
 
 
 def zero_snr_leaves_no_signal(subject: SchedulerUnderTest, given: Given) -> None:
@@ -150,7 +162,7 @@ def sections_are_respaced(subject: SchedulerUnderTest, given: Given) -> None:
     for n, stride in {2: 25, 5: 10, 13: 4, SMALL: 1}.items():
         given.note("respacing", f"ddim{n}")
         _require_sections(subject, config, f"ddim{n}", stride * np.arange(n)[::-1].astype(float))
-    for respacing in (
+    bad: tuple[Any, ...] = (
         "",
         "0",
         "0,5",
@@ -163,14 +175,15 @@ def sections_are_respaced(subject: SchedulerUnderTest, given: Given) -> None:
         [],
         [2.5],
         [True],
-    ):
-        given.note("respacing", respacing)
-        scheduler = subject.make(**config)
+    )
+    for sent, options in [*((value, config) for value in bad), ("5", {"timestep_spacing": "leading"})]:
+        given.note("respacing", sent)
+        scheduler = subject.make(**options)
         try:
-            scheduler.set_timesteps(respacing=respacing)
+            scheduler.set_timesteps(respacing=sent)
         except REFUSALS:
             continue
-        raise Violation(f"respacing={respacing!r} is accepted, as {scheduler.timesteps.tolist()[:4]}, …")
+        raise Violation(f"respacing={sent!r} is accepted, as {scheduler.timesteps.tolist()[:4]}, …")
 
 
 def _require_sections(subject: SchedulerUnderTest, config: dict[str, Any], respacing: Any, wanted: np.ndarray) -> None:
@@ -237,17 +250,17 @@ def _made(subject: SchedulerUnderTest, config: dict[str, Any]) -> Any | None:
         return None
 
 
-def _require_tables(subject: SchedulerUnderTest, config: dict[str, Any], betas: np.ndarray) -> None:
+def _require_tables(subject: SchedulerUnderTest, config: dict[str, Any], betas: np.ndarray, eps: float = EPS) -> None:
     scheduler = _made(subject, config)
-    ranged = "beta_start" in config and config["beta_schedule"] not in ("squaredcos_cap_v2", "jsd")
+    ranged = "beta_start" in config and config.get("beta_schedule") not in ("squaredcos_cap_v2", "jsd")
     if scheduler is None or (ranged and "beta_start" not in scheduler.config):
         return
     wanted = np.cumprod(1 - betas)
-    # Every float32 beta is off by a few roundings of the largest, and every product by two more a factor.
-    few = np.full(len(betas), 4 * EPS * betas.max())
+    # Every beta is off by a few roundings of the largest, and every product by two more a factor.
+    few = np.full(len(betas), 4 * eps * betas.max())
     _require_near(scheduler.betas.double().cpu().numpy(), betas, few, "betas")
     factors = np.arange(1, len(betas) + 1)
-    drift = np.cumsum(few / np.maximum(1 - betas, NO_SIGNAL)) + factors * EPS
+    drift = np.cumsum(few / np.maximum(1 - betas, NO_SIGNAL)) + factors * eps
     _require_near(scheduler.alphas_cumprod.double().cpu().numpy(), wanted, wanted * drift + 1e-37, "alphas_cumprod")
 
 
