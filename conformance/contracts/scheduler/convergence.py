@@ -16,9 +16,9 @@ from conformance.contracts.scheduler.support import require_runs
 FEW, MANY = 40, 160
 """Steps; four times as many divide the error of a method of order p by 4^p."""
 
-SLACK = 0.4
+SLACK = 0.6
 """Share of that factor that is asked for: with FEW steps the leading term does not stand alone yet, most of all where
-the levels are spread unevenly, and the ends of the grid move with the number of steps."""
+the levels are spread unevenly."""
 
 MEAN = (0.3, -0.2, 0.1, 0.0)
 STD = 0.15
@@ -28,8 +28,8 @@ START = (1.0, -1.5, 0.4, 2.0)
 
 def error_falls_with_the_steps(subject: SchedulerUnderTest, given: Given) -> None:
     """For Gaussian data, whose probability-flow ODE is solved in closed form, four times as many steps divide the error
-    of the result by four at least (first order), by sixteen for methods of order two or more, down to what the size of
-    the last level explains."""
+    of the result by four at least (first order), by sixteen for methods of order two or more, but for the part that the
+    size of the last level explains, which no number of steps takes away."""
     require_runs(subject)
     if is_stochastic(subject, {}, {}):
         raise NotApplicable(f"{subject.name} adds noise in its steps")
@@ -38,7 +38,7 @@ def error_falls_with_the_steps(subject: SchedulerUnderTest, given: Given) -> Non
         raise NotApplicable(f"{subject.name} runs from data to noise")
     (coarse, _), (fine, explained) = _error(subject, FEW), _error(subject, MANY)
     order = _order(subject, len(steps))
-    wanted = max(coarse / (4**order * SLACK), 2 * explained + OPERATIONS * EPS)
+    wanted = coarse / (4**order * SLACK) + explained + OPERATIONS * EPS
     given.note("steps", (FEW, MANY))
     if not fine <= wanted:
         raise Violation(
