@@ -69,8 +69,11 @@ def test_only_cases_that_do_not_pass_are_listed_unless_all_are_wanted(suite: pyt
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "1")])
-def test_results_travel_in_junit_properties(suite: pytest.Pytester, workers: tuple[str, ...]) -> None:
-    suite.runpytest_inprocess(DRIFTED, "--case=ddim/*eta-0", "--junitxml=junit.xml", *workers)
+def test_results_travel_in_junit_properties_and_into_the_report(
+    suite: pytest.Pytester, workers: tuple[str, ...]
+) -> None:
+    files = ("--junitxml=junit.xml", "--conformance-json=report.json")
+    suite.runpytest_inprocess(DRIFTED, "--case=ddim/*eta-0", *files, *workers)
 
     found = ElementTree.parse(suite.path / "junit.xml").iter("property")
     values = {item.get("name"): item.get("value") or "" for item in found}
@@ -80,6 +83,15 @@ def test_results_travel_in_junit_properties(suite: pytest.Pytester, workers: tup
     assert json.loads(values["conformance.first_divergence"]) == {"step": 0, "tap": "step"}
     assert json.loads(values["conformance.draws_match"]) in (True, False)
     assert "None" not in values.values()
+    case = json.loads((suite.path / "report.json").read_text(encoding="utf-8"))["cases"][0]
+    assert list(case) == ["id", "kind", "verdict", "rho", "max_error", "noise_floor", "first_divergence",
+                          "draws_match", "seconds", "message"]  # fmt: skip
+    assert (case["id"], case["verdict"], case["first_divergence"]) == (
+        FEW_CASES[0], "divergent", {"step": 0, "tap": "step"}
+    )  # fmt: skip
+    assert (f"{case['rho']}", case["draws_match"]) == (
+        values["conformance.rho"], json.loads(values["conformance.draws_match"])
+    )  # fmt: skip
 
 
 def test_other_tests_are_left_alone(pytester: pytest.Pytester) -> None:
