@@ -69,7 +69,7 @@ def misfitting_inputs_raise(subject: ModelUnderTest, given: Given) -> None:
             subject.run(subject.live, {**inputs, **change})
         except (*CLEAR, IndexError):  # torch's own answer to a label out of range is an IndexError that says so
             continue
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - whatever the subject raises is what is reported
             accepted.append(f"{what}: an unclear {type(error).__name__}: {error}")
         else:
             accepted.append(f"{what} was accepted")

@@ -269,7 +269,7 @@ def unusable_timesteps_are_refused(subject: SchedulerUnderTest, given: Given) ->
             scheduler = _with_list(subject, {}, count, timesteps=values)
         except NotApplicable:
             continue
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - whatever the subject raises is what is reported
             raise Violation(f"{what} raise {type(error).__name__} ({error}) instead of ValueError") from None
         raise Violation(f"{what} are accepted, as {scheduler.timesteps.tolist()[:8]}")
 

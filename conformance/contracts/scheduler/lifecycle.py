@@ -108,7 +108,7 @@ def early_step_is_refused(subject: SchedulerUnderTest, given: Given) -> None:
         if not str(error).strip():
             raise Violation(f"{type(error).__name__} without a message") from None
         return
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001 - whatever the subject raises is what is reported
         raise Violation(
             f"wanted a ValueError that says to call set_timesteps, found {type(error).__name__}: {error}"
         ) from None
