@@ -30,6 +30,7 @@ from torch import Tensor
 from diffusers_ref.configuration import ConfigError, register_to_config
 from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.chain import Chain
+from diffusers_ref.schedulers.chain_scheduler import ChainScheduler
 from diffusers_ref.schedulers.conventions import (
     BetaSchedule,
     Coefficients,
@@ -37,7 +38,7 @@ from diffusers_ref.schedulers.conventions import (
     VarianceType,
     choose,
 )
-from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time, by_step
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 from diffusers_ref.schedulers.thresholding import limit_x0
 
 
@@ -55,7 +56,7 @@ class _Step(NamedTuple):
     sigma: float
 
 
-class DDIMScheduler(SchedulerMixin):
+class DDIMScheduler(ChainScheduler):
     """Generalised sampling on a grid of timesteps.
 
     Published options, with the meaning and default that HF diffusers gives them:

@@ -30,13 +30,14 @@ from torch import Tensor
 from diffusers_ref.configuration import ConfigError, register_to_config
 from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.chain import Chain
+from diffusers_ref.schedulers.chain_scheduler import ChainScheduler
 from diffusers_ref.schedulers.conventions import (
     Coefficients,
     PredictionType,
     VarianceType,
     choose,
 )
-from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time, by_step
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 from diffusers_ref.schedulers.thresholding import limit_x0
 
 
@@ -54,7 +55,7 @@ class _Step(NamedTuple):
     max_log: float  # log β_t
 
 
-class DDPMScheduler(SchedulerMixin):
+class DDPMScheduler(ChainScheduler):
     """Ancestral sampling from q(x_{t-1} | x_t, x̂_0).
 
     Published options, with the meaning and default that HF diffusers gives them:

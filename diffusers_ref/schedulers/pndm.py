@@ -29,6 +29,7 @@ from torch import Tensor
 
 from diffusers_ref.configuration import register_to_config
 from diffusers_ref.random import Generators
+from diffusers_ref.schedulers.chain_scheduler import ChainScheduler
 from diffusers_ref.schedulers.conventions import (
     BetaSchedule,
     Coefficients,
@@ -37,7 +38,7 @@ from diffusers_ref.schedulers.conventions import (
     TimestepSpacing,
     choose,
 )
-from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time, by_step
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 
 
 class _Stage(Enum):
@@ -97,7 +98,7 @@ class _Step(NamedTuple):
     sqrt_one_minus_abar: float
 
 
-class PNDMScheduler(SchedulerMixin):
+class PNDMScheduler(ChainScheduler):
     """Pseudo linear multistep sampling, started by Runge–Kutta or improved Euler steps.
 
     Published options, with the meaning and default that HF diffusers gives them:

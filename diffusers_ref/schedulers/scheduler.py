@@ -1,4 +1,4 @@
-"""What the schedulers share: files, the list of timesteps and the place in it, checks of input, the forward process."""
+"""What all schedulers share: files, the list of evaluations and the place in it, checks of input, noise."""
 
 from __future__ import annotations
 
@@ -13,13 +13,10 @@ from torch import Tensor
 from diffusers_ref.configuration import ConfigMixin
 from diffusers_ref.outputs import BaseOutput
 from diffusers_ref.random import Generators, randn
-from diffusers_ref.schedulers.betas import NoiseTable, make_betas
-from diffusers_ref.schedulers.conventions import BetaSchedule, Coefficients, TimestepSpacing, choose
-from diffusers_ref.schedulers.timesteps import make_grid
 
 Self = TypeVar("Self", bound="SchedulerMixin")
 Time = int | float
-"""A time that the network is given: a training timestep, or a half-integer between two of them."""
+"""A time of the forward process: a training timestep, a fraction between two of them, or another measure of noise."""
 
 
 @dataclass(eq=False)
@@ -35,9 +32,14 @@ class SchedulerOutput(BaseOutput):
 
 
 class SchedulerMixin(ConfigMixin):
-    """A sampler over a discrete forward process of T training timesteps.
+    """A sampler, driven one evaluation of the network at a time.
 
-    Use: `set_timesteps`, then `x = step(network(x, network_timestep(t)), t, x).prev_sample` for every t of `timesteps`.
+    Use: `set_timesteps`; x = randn · `init_noise_sigma`; then for every t of `timesteps`:
+
+        x = add_noise_to_input(x, t, generator)      (only of samplers that have this method: churn)
+        output = network(scale_model_input(x, t), network_timestep(t))
+        x = step(output, t, x, generator=generator).prev_sample
+
     What follows t is the next entry of the scheduler's own list, whatever rule or user made it.
     """
 
@@ -50,36 +52,16 @@ class SchedulerMixin(ConfigMixin):
     """Standard deviation of x_T."""
 
     timesteps: Tensor
-    """(N,) the time of every network evaluation, in order: int64, or float32 where a solver visits half-integers."""
+    """(N,) one entry for every evaluation of the network, in order: int64 if all are whole; else float32, or float64
+    where float32 would round an entry."""
 
-    num_inference_steps: int | None
+    num_inference_steps: int | None = None
     """Entries of the grid; None before `set_timesteps`."""
 
-    _table: NoiseTable
-    _spacing: TimestepSpacing
+    _times: list[Time]
+    _network_times: Tensor | None = None
 
     # --- construction and files --------------------------------------------------------------------------------------
-
-    def _prepare(self, default_coefficients: Coefficients) -> None:
-        """Build the tables that `self.config` describes; called once, by the constructors."""
-        config = self.config
-        self._spacing = choose(TimestepSpacing, "timestep_spacing", config.timestep_spacing)
-        schedule = choose(BetaSchedule, "beta_schedule", config.beta_schedule)
-        coefficients = default_coefficients
-        if config.coefficients is not None:
-            coefficients = choose(Coefficients, "coefficients", config.coefficients)
-        betas = make_betas(
-            schedule,
-            config.beta_start,
-            config.beta_end,
-            config.num_train_timesteps,
-            trained_betas=config.trained_betas,
-            rescale_zero_snr=config.get("rescale_betas_zero_snr", False),
-            coefficients=coefficients,
-        )
-        self._table = NoiseTable.from_betas(betas, coefficients)
-        self.timesteps = torch.arange(config.num_train_timesteps - 1, -1, -1)
-        self.num_inference_steps = None
 
     @classmethod
     def from_pretrained(
@@ -100,75 +82,30 @@ class SchedulerMixin(ConfigMixin):
         """Write `scheduler_config.json` into `folder`."""
         self.save_config(folder)
 
-    def __len__(self) -> int:
-        """T, the number of training timesteps."""
-        return len(self._table.exact_betas)
-
-    @property
-    def betas(self) -> Tensor:
-        """(T,) beta_t, on the CPU: float64 for the coefficients "float64", else float32."""
-        return self._table.betas
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """(T,) abar_t, on the CPU: float64 for the coefficients "float64", else float32."""
-        return self._table.alphas_cumprod
-
-    @property
-    def final_alpha_cumprod(self) -> Tensor:
-        """() the abar that follows the last timestep of the grid: 1, or abar_0 where `set_alpha_to_one` is false."""
-        first = self.alphas_cumprod[0]
-        return torch.ones_like(first) if self.config.get("set_alpha_to_one", True) else first.clone()
-
     # --- the list of timesteps and the place in it -------------------------------------------------------------------
 
-    def set_timesteps(
+    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None) -> None:
+        """Choose the grid and begin anew, as if the scheduler had just been made; classes take other requests, too."""
+        raise NotImplementedError
+
+    def _adopt(
         self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: Sequence[int] | None = None,
-        respacing: str | Sequence[int] | None = None,
+        times: Sequence[Time],
+        num_inference_steps: int,
+        device: torch.device | str | None,
+        network_times: Sequence[float] | None = None,
     ) -> None:
-        """Choose the grid and begin anew, as if the scheduler had just been made.
+        """Make `times` the list of evaluations, with the place before its first entry and no history.
 
-        Exactly one of these says which of the T training timesteps are visited:
-        num_inference_steps: how many, 1 to T, by the rule of `timestep_spacing` (some rules visit more than asked).
-        timesteps: the grid itself, in descending order.
-        respacing: sections of the spacing "improved_diffusion", as "10,15,20", [10, 15, 20] or "ddim25".
-
-        device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
+        network_times: what the network is given at every entry, where that is not the entry itself.
         """
-        spacing, offset = self._grid_rule()
-        grid = make_grid(
-            spacing,
-            len(self),
-            num_inference_steps=num_inference_steps,
-            timesteps=timesteps,
-            respacing=respacing,
-            steps_offset=offset,
-        )
-        times = self._list_evaluations(grid, explicit=timesteps is not None)
-        dtype = torch.int64 if all(isinstance(time, int) for time in times) else torch.float32
-        self.timesteps = torch.tensor(times, dtype=dtype, device=device)
-        self.num_inference_steps = len(grid)
-        self._grid, self._times = grid, times
+        self._times = list(times)
+        self._network_times = None if network_times is None else _times_tensor(network_times, device)
+        self.timesteps = _times_tensor(self._times, device)
+        self.num_inference_steps = num_inference_steps
         self._begin_index: int | None = None
         self._step_index: int | None = None
-        self._coefficient_cache: dict[Any, list[Any]] = {}
         self._restart()
-        self._coefficients(torch.float32)
-
-    def _grid_rule(self) -> tuple[TimestepSpacing, int]:
-        """The rule of the grid and the offset that is added to it."""
-        return self._spacing, self.config.steps_offset
-
-    def _list_evaluations(self, grid: list[int], explicit: bool) -> list[Time]:
-        """The time of every evaluation of the network on `grid`; `explicit` if the user gave it."""
-        return list(grid)
-
-    def _coefficients(self, dtype: torch.dtype) -> list[Any]:
-        """The coefficients of every entry of `timesteps`, for arithmetic in `dtype`."""
-        raise NotImplementedError
 
     def _restart(self) -> None:
         """Forget what earlier steps left; a multistep method overrides it."""
@@ -243,17 +180,24 @@ class SchedulerMixin(ConfigMixin):
     # --- the sampling loop's input -----------------------------------------------------------------------------------
 
     def scale_model_input(self, sample: Tensor, timestep: Time | Tensor | None = None) -> Tensor:
-        """The network's input for `sample`: the sample itself."""
+        """The network's input for `sample`: the sample itself, unless a class scales it."""
         return sample
 
     def network_timestep(self, timestep: Time | Tensor) -> Time | Tensor:
-        """What the network is given as time at the entry `timestep` of `timesteps`.
+        """What the network is given as time at the entry `timestep` of `timesteps`, which is the entry or a () tensor.
 
-        The entry itself; with the option `rescale_timesteps` (openai), timestep · (1000/T) as a float32 tensor.
+        Where entries are equal, the place in the list decides, as for `step`.
         """
-        if not self.config.get("rescale_timesteps", False):
+        if self._network_times is None:
             return timestep
-        return torch.as_tensor(timestep).float() * (1000.0 / len(self))
+        return self._network_times[self._locate(timestep, self._step_index)]
+
+    @property
+    def network_timesteps(self) -> list[float]:
+        """What the network is given as time at every entry of `timesteps`."""
+        if self._network_times is not None:
+            return self._network_times.tolist()
+        return [float(self.network_timestep(time)) for time in self._times]
 
     def _check(self, model_output: Tensor, sample: Tensor, channel_factor: int = 1) -> torch.dtype:
         """Raise on input that does not fit; returns the dtype of the arithmetic: the sample's, at least float32."""
@@ -289,34 +233,14 @@ class SchedulerMixin(ConfigMixin):
             )
         return variance_noise.to(sample.device, dtype)
 
-    # --- the forward process -----------------------------------------------------------------------------------------
 
-    def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
-        """Draw x_t: sqrt(abar_t) · x_0 + sqrt(1 - abar_t) · noise.
-
-        original_samples, noise: (B, ...). timesteps: integers in [0, T-1], () or (B,). Returns (B, ...).
-        """
-        signal, noise_level = self._forward_coefficients(original_samples, noise, timesteps)
-        return (signal * original_samples + noise_level * noise).to(original_samples.dtype)
-
-    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:
-        """v_t = sqrt(abar_t) · noise - sqrt(1 - abar_t) · x_0 (arXiv 2202.00512); shapes as in `add_noise`."""
-        signal, noise_level = self._forward_coefficients(sample, noise, timesteps)
-        return (signal * noise - noise_level * sample).to(sample.dtype)
-
-    def _forward_coefficients(self, x0: Tensor, noise: Tensor, timesteps: Tensor | int) -> tuple[Tensor, Tensor]:
-        """sqrt(abar_t) and sqrt(1 - abar_t), shaped to broadcast over `x0`, in the dtype of the arithmetic."""
-        dtype = self._check(noise, x0)
-        times = torch.as_tensor(timesteps).cpu()
-        if times.is_floating_point() or times.is_complex() or times.dtype == torch.bool:
-            raise ValueError(f"timesteps must be integers, not {times.dtype}")
-        if times.ndim > 1 or (times.ndim == 1 and len(times) not in (1, len(x0))):
-            raise ValueError(f"timesteps has the shape {tuple(times.shape)}; allowed: () or ({len(x0)},)")
-        if times.numel() and (times.min() < 0 or times.max() >= len(self)):
-            raise ValueError(f"timesteps {times.tolist()} are out of range; allowed: 0 to {len(self) - 1}")
-        shape = (-1, *[1] * (x0.ndim - 1))
-        signal, noise_level = self._table.forward_coefficients(times.long().reshape(-1), dtype)
-        return signal.to(x0.device).view(shape), noise_level.to(x0.device).view(shape)
+def _times_tensor(times: Sequence[Time], device: torch.device | str | None) -> Tensor:
+    """(N,) in the smallest dtype of int64, float32 and float64 that holds every time as it is."""
+    if all(isinstance(time, int) for time in times):
+        return torch.tensor(times, dtype=torch.int64, device=device)
+    exact = torch.tensor(times, dtype=torch.float64)
+    rounded = exact.float()
+    return (rounded if torch.equal(rounded.double(), exact) else exact).to(device)
 
 
 def by_step(*columns: Tensor) -> Iterator[tuple[float, ...]]:

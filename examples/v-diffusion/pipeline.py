@@ -62,7 +62,6 @@ class VDiffusionScheduler(SchedulerMixin):
         if prediction_type != "v_prediction":
             raise ValueError(f"prediction_type is {prediction_type!r}; allowed: v_prediction")
         self.timesteps = torch.empty(0)
-        self.num_inference_steps = None
 
     def set_timesteps(
         self,
@@ -84,10 +83,7 @@ class VDiffusionScheduler(SchedulerMixin):
             if times.ndim != 1 or not len(times) or times[0] > 1 or times[-1] <= 0 or (times.diff() >= 0).any():
                 raise ValueError(f"timesteps must descend, within 0 (excluded) and 1; given: {list(timesteps)}")
         self.alphas, self.sigmas = torch.cos(times * math.pi / 2), torch.sin(times * math.pi / 2)
-        self.timesteps = times.to(device)
-        self._times = times.tolist()
-        self.num_inference_steps = len(times)
-        self._begin_index = self._step_index = None
+        self._adopt(times.tolist(), len(times), device)
 
     def step(
         self,
