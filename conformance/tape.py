@@ -20,30 +20,42 @@ import torch
 from conformance.fixture import Draw
 
 INITIAL = "initial"
+PREPARATION = "preparation"  # what is drawn after x_T and before the first network call
 
 
 @dataclass
 class DrawLog:
-    """Draws in order, as float32 CPU tensors, with the number of network calls that preceded each."""
+    """Draws in order, as CPU tensors, with the number of network calls that preceded each."""
 
     values: list[torch.Tensor] = field(default_factory=list)
     calls: list[int] = field(default_factory=list)
 
     def manifest(self) -> list[Draw]:
-        """The draws as the manifest lists them: `initial` before the first network call, then `noise_<call>`."""
+        """The draws as the manifest lists them: `initial`, others before the first network call, `noise_<call>`."""
+        names = [f"noise_{calls - 1}" if calls else PREPARATION if i else INITIAL for i, calls in enumerate(self.calls)]
         return [
-            Draw(f"noise_{calls - 1}" if calls else INITIAL, list(value.shape), str(value.dtype).split(".")[-1])
-            for calls, value in zip(self.calls, self.values, strict=True)
+            Draw(name, list(value.shape), str(value.dtype).split(".")[-1])
+            for name, value in zip(names, self.values, strict=True)
         ]
+
+    def stacked(self) -> torch.Tensor:
+        """(n, ...) all draws, in the widest of their dtypes."""
+        widest = torch.float64 if any(value.dtype == torch.float64 for value in self.values) else torch.float32
+        return torch.stack([value.to(widest) for value in self.values])
 
 
 def draws_by_call(draws: Sequence[Draw], values: Sequence[torch.Tensor], calls: int) -> list[list[torch.Tensor]]:
     """For each of the network's calls, the values that the original drew after it and before the next."""
     by_call: list[list[torch.Tensor]] = [[] for _ in range(calls)]
     for draw, value in zip(draws, values, strict=True):
-        if draw.name != INITIAL:
+        if draw.name not in (INITIAL, PREPARATION):
             by_call[int(draw.name.removeprefix("noise_"))].append(value)
     return by_call
+
+
+def preparation(draws: Sequence[Draw], values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The values that the original drew after x_T and before its first network call."""
+    return [value for draw, value in zip(draws, values, strict=True) if draw.name == PREPARATION]
 
 
 def drawn_here(seed: int, draws: Sequence[Draw]) -> list[torch.Tensor]:
@@ -63,7 +75,7 @@ def recorded_draws(seed: int, calls: Callable[[], int]) -> Iterator[DrawLog]:
 
     def draw(shape: Sequence[int], dtype: torch.dtype | None, device: Any) -> torch.Tensor:
         value = original_randn(tuple(shape), dtype=dtype)
-        log.values.append(value.to(torch.float32).clone())
+        log.values.append(value.clone() if value.dtype == torch.float64 else value.to(torch.float32, copy=True))
         log.calls.append(calls())
         return value
 

@@ -9,7 +9,7 @@ import torch
 
 from conformance.fixture import Fixture, Subject
 from conformance.implementations.base import Implementation, Scheduler
-from conformance.tape import INITIAL
+from conformance.tape import INITIAL, PREPARATION
 
 BY_CALL = ("times", "inputs", "outputs", "step", "sample", "pred_original_sample")
 """Tensors with one row per call of the network, also with the suffixes of the oracle and of the floors."""
@@ -18,7 +18,7 @@ BY_CALL = ("times", "inputs", "outputs", "step", "sample", "pred_original_sample
 def first_calls(fixture: Fixture, calls: int) -> Fixture:
     """The sampler's fixture up to its `calls`-th evaluation of the network; fewer than it has."""
     recorded, manifest = fixture.tensors, fixture.manifest
-    kept = [draw for draw in manifest.tape.draws if draw.name == INITIAL or _call(draw.name) < calls]
+    kept = [draw for draw in manifest.tape.draws if draw.name in (INITIAL, PREPARATION) or _call(draw.name) < calls]
     tensors = {name: t[:calls] if name.split(".")[0] in BY_CALL else t for name, t in recorded.items()}
     tensors["final"] = recorded["inputs"][calls]
     tensors["draws"] = recorded["draws"][: len(kept)]

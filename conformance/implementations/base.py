@@ -78,6 +78,9 @@ class Implementation:
 
     def network_times(self, scheduler: Scheduler) -> list[float]:
         """What the network is given at each evaluation."""
+        own = getattr(scheduler, "network_timesteps", None)
+        if own is not None:
+            return [float(t) for t in own]
         to_network = getattr(scheduler, "network_timestep", None)
         return [float(t if to_network is None else to_network(t)) for t in scheduler.timesteps]
 

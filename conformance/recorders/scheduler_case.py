@@ -26,7 +26,7 @@ from conformance.fixture import Manifest, Output, Subject, Tape, TensorFile
 from conformance.network import AnalyticNetwork
 from conformance.recorders.checkout import Original
 from conformance.recorders.environment import environment, recorder
-from conformance.tape import recorded_draws, replayed_draws
+from conformance.tape import INITIAL, recorded_draws, replayed_draws
 
 FLOAT64_TOLERANCE = 1e-12
 MAX_FLOOR = 1e-4
@@ -35,11 +35,15 @@ NUDGED_RUNS = 3
 
 @dataclass
 class Run:
-    """What an original's loop returned: final sample, x0 of each network call (if it reports one), its tables."""
+    """What an original's loop returned: final sample, x0 of each network call (if it reports one), its tables.
+
+    initial: x_T as the original scaled it, where that is more than the draw; stored as a table.
+    """
 
     final: torch.Tensor
     pred_original_sample: list[torch.Tensor] | None = None
     tables: dict[str, torch.Tensor] = field(default_factory=dict)
+    initial: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,35 +80,54 @@ def case_shape(steps: int) -> tuple[int, ...]:
 
 
 class Probe:
-    """The network as the original sees it: calls the real one and keeps inputs, times and outputs."""
+    """The network as the original sees it: calls the real one and keeps the sampler's states, times and outputs.
+
+    The state of a call is the network's input, or what `at` was told just before, by an original that scales its state
+    for the network.
+    """
 
     def __init__(self, network: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         self.network = network
         self.inputs: list[torch.Tensor] = []
         self.times: list[float] = []
         self.outputs: list[torch.Tensor] = []
+        self._state: torch.Tensor | None = None
 
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, **_: Any) -> torch.Tensor:
-        self.inputs.append(x.clone())
-        self.times.append(float(t.reshape(-1)[0]))
-        self.outputs.append(self.answer(x, t))
+    def at(self, state: torch.Tensor) -> None:
+        """The sampler's state at the coming call: the loop's own tensor, which a forced run overwrites."""
+        self._state = state.clone()
+        self.place(state)
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor | float, **_: Any) -> torch.Tensor:
+        if self._state is None:
+            self.at(x)
+        assert self._state is not None
+        self.inputs.append(self._state)
+        self._state = None
+        times = torch.as_tensor(t)
+        self.times.append(float(times.reshape(-1)[0]))
+        self.outputs.append(self.answer(x, times))
         return self.outputs[-1].clone()
+
+    def place(self, state: torch.Tensor) -> None:
+        """Put the state of the coming call in place; a free run leaves it as it is."""
 
     def answer(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return self.network(x, t)
 
 
 class ForcedProbe(Probe):
-    """Overwrites the loop's state in place with given inputs and answers with given outputs."""
+    """Overwrites the loop's state in place with given states and answers with given outputs."""
 
     def __init__(self, inputs: torch.Tensor, outputs: torch.Tensor) -> None:
         super().__init__(lambda x, t: x)
         self._inputs, self._outputs = inputs, outputs
 
+    def place(self, state: torch.Tensor) -> None:
+        state.copy_(self._inputs[len(self.outputs)])
+
     def answer(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        call = len(self.outputs)
-        x.copy_(self._inputs[call])
-        return self._outputs[call].to(x.dtype)
+        return self._outputs[len(self.outputs)].to(x.dtype)
 
 
 def record_scheduler_case(
@@ -146,7 +169,7 @@ def record_scheduler_case(
         "outputs": outputs,
         "times": torch.tensor(first.times, dtype=torch.float64),
         "final": y32.final,
-        "draws": torch.stack(draws),
+        "draws": log.stacked(),
         "sample.f64": sample64,
         "sample.floor": floors([sample, *closed], sample64),
         "step.f64": step64,
@@ -161,10 +184,12 @@ def record_scheduler_case(
         stacked = [torch.stack(run) for run in runs if run is not None]
         tensors["pred_original_sample.floor"] = floors(stacked, tensors["pred_original_sample.f64"])
         names.append("pred_original_sample")
-    tables = y32.tables if case.tables else {}
+    tables = dict(y32.tables) if case.tables else {}
+    if y32.initial is not None:
+        tables[INITIAL] = y32.initial
     tensors.update({f"table.{name}": table for name, table in tables.items()})
 
-    one_later = Probe(lambda x, t: case.network(x, t.double() + case.network.time_scale))
+    one_later = Probe(lambda x, t: case.network(x, case.network.later(t)))
     shifted, _ = again(one_later, torch.float32)
     information = inform(case, inputs, sample, sample64, shifted, tensors.get("pred_original_sample"))
     declared = [

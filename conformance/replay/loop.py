@@ -7,6 +7,7 @@ and the time of every evaluation. The draws come from the tape, in the pipeline'
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,6 @@ class StandIn(torch.nn.Module):
     """The analytic network where a pipeline expects its own: (B, C, H, W) and a time give an object with `sample`.
 
     Attributes:
-        inputs: x of every evaluation, on the CPU.
         times: the time of every evaluation.
     """
 
@@ -35,7 +35,6 @@ class StandIn(torch.nn.Module):
         size = height if height == width else (height, width)
         self.config = SimpleNamespace(in_channels=channels, out_channels=channels, sample_size=size)
         self.place = torch.nn.Parameter(torch.zeros(1), requires_grad=False)  # what `to` moves
-        self.inputs: list[torch.Tensor] = []
         self.times: list[float] = []
         self._network = network
 
@@ -48,7 +47,6 @@ class StandIn(torch.nn.Module):
         return self.place.device
 
     def forward(self, sample: torch.Tensor, timestep: Any, *_: Any, return_dict: bool = True, **__: Any) -> Any:
-        self.inputs.append(sample.detach().to("cpu", copy=True))
         self.times.append(float(torch.as_tensor(timestep).reshape(-1)[0]))
         output = self._network(sample, timestep)
         return SimpleNamespace(sample=output) if return_dict else (output,)
@@ -98,7 +96,8 @@ def run(
     draws: Sequence[torch.Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[StandIn, torch.Tensor] | None:
-    """The stand-in after a run, and the trajectory x_1 … x_N (N, B, C, H, W): inputs after the first, and the result.
+    """The stand-in after a run, and the trajectory x_1 … x_N (N, B, C, H, W): the states that `step` was given after
+    the first, and the result.
 
     The result is what the pipeline returns for `output_type="latent"`, or what its last `step` returned where it
     answers with something else than the sampler's tensor. None without a pipeline.
@@ -111,9 +110,12 @@ def run(
         return None
     call = {**implementation.loop_options(pipeline, subject), "batch_size": shape[0], "output_type": "latent"}
     scheduler, step = pipeline.scheduler, pipeline.scheduler.step
+    signature = inspect.signature(step)
+    states: list[torch.Tensor] = []
     last: list[torch.Tensor] = []
 
     def followed(*arguments: Any, **options: Any) -> Any:
+        states.append(signature.bind(*arguments, **options).arguments["sample"].detach().to("cpu", copy=True))
         result = step(*arguments, **options)
         last[:] = [result.prev_sample if hasattr(result, "prev_sample") else result[0]]
         return result
@@ -131,4 +133,4 @@ def run(
         del scheduler.step
     images = getattr(result, "images", None)
     final = images if isinstance(images, torch.Tensor) and images.shape == last[0].shape else last[0]
-    return network, torch.stack([*network.inputs[1:], final.to("cpu")])
+    return network, torch.stack([*states[1:], final.to("cpu")])

@@ -1,21 +1,23 @@
 """Replaying a sampler: tables and times, each step alone (teacher-forced), the whole run, the random stream.
 
 Order of the comparisons is the order of explanation: a wrong table explains a wrong step, a wrong step a wrong run.
-- `timesteps` and tables, exactly;
+- `timesteps`, tables and the scale of x_T, exactly;
 - `step`: the recorded x_k and e_k go in, x_{k+1} must come out (and x0 with it); in float32 and in float64;
 - `sample`: the closed loop with the analytic network, draws fed from the tape; in float32 and in float64;
 - seeded: the same run with `torch.Generator("cpu").manual_seed(seed)`; the generator must be consumed as by the
   original and the result must be the replayed one;
 - the same once more through a pipeline's own loop, where it is a pipeline that is under test (`loop.py`).
+
+The state between two evaluations is the sampler's own: before the network scales it, after any noise that a sampler
+adds ahead of the network (`add_noise_to_input`). It has the precision that the original kept it in, so a float32
+replay of an original with a float64 state passes float64 states.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -24,15 +26,18 @@ from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation, Scheduler
 from conformance.network import AnalyticNetwork
 from conformance.replay import Settings, loop
-from conformance.tape import INITIAL, StreamCheck, drawn_here, draws_by_call, replayed_draws
+from conformance.replay.drive import Drive, Feed
+from conformance.tape import INITIAL, StreamCheck, drawn_here, draws_by_call, preparation
 
 
 @dataclass
 class Trajectory:
-    """What a run produced: x_{k+1} after each network call k, and x0 if the scheduler reports it at every call."""
+    """What a run produced: x_{k+1} after each network call k, x0 if the scheduler reports it at every call, and the
+    network's time at every call."""
 
     sample: torch.Tensor
     pred_original_sample: torch.Tensor | None
+    times: list[float]
 
 
 def compare(
@@ -82,7 +87,9 @@ class SchedulerReplay:
         self.subject, self.tape = fixture.manifest.subject, fixture.manifest.tape
         self.recorded = fixture.tensors
         self.network = AnalyticNetwork.from_dict(self.subject.network or {})
-        self.noises = draws_by_call(self.tape.draws, list(self.recorded["draws"]), len(self.recorded["times"]))
+        draws = list(self.recorded["draws"])
+        self.noises = draws_by_call(self.tape.draws, draws, len(self.recorded["times"]))
+        self.first_noises = preparation(self.tape.draws, draws)
 
     def prepared(self) -> Scheduler:
         scheduler = self.implementation.scheduler(self.subject)
@@ -102,19 +109,28 @@ class SchedulerReplay:
         comparisons = []
         for name in names:
             if name != "timesteps":
-                table = torch.as_tensor(getattr(scheduler, name, torch.empty(0)))
+                table = self._table(scheduler, name)
                 found = compare_exactly(name, table, self.recorded[f"table.{name}"])
                 comparisons.append(dataclasses.replace(found, level="table"))
         return comparisons
 
+    def _table(self, scheduler: Scheduler, name: str) -> torch.Tensor:
+        if name != INITIAL:
+            return torch.as_tensor(getattr(scheduler, name, torch.empty(0)))
+        draw = self.recorded["draws"][0].to(self.recorded[f"table.{INITIAL}"].dtype)
+        return draw * float(getattr(scheduler, "init_noise_sigma", 1.0))
+
     def forced(self, dtype: torch.dtype) -> Trajectory:
         """Each step alone: recorded inputs and network outputs go in."""
-        inputs, outputs = (self._place(self.recorded[name], dtype) for name in ("inputs", "outputs"))
-        return self._run(dtype, lambda call, sample, t: (inputs[call], outputs[call]))
+        inputs, outputs = self._state(self.recorded["inputs"], dtype), self._place(self.recorded["outputs"], dtype)
+        return self._run(dtype, lambda call, sample, scaled, t: (inputs[call], outputs[call]))
 
     def closed(self, dtype: torch.dtype) -> Trajectory:
         """The whole run from x_T, with the analytic network and the tape's noise."""
-        return self._run(dtype, lambda call, sample, t: (sample, self.network(sample, t)))
+        return self._run(dtype, self._answer(dtype))
+
+    def _answer(self, dtype: torch.dtype) -> Feed:
+        return lambda call, sample, scaled, t: (sample, self.network(scaled.to(dtype), t))
 
     def seeded(self) -> tuple[Trajectory, Trajectory, bool]:
         """The closed loop in float32 with a seeded generator; the same with that generator's draws handed in, in the
@@ -124,16 +140,23 @@ class SchedulerReplay:
         """
         check = StreamCheck(self.tape.seed, self.tape.draws)
         self._initial(check.generator)
-        matches = check.expect(len(self.tape.draws) - sum(map(len, self.noises)))
+        matches = True
 
         def after(call: int) -> None:
             nonlocal matches
-            matches = check.expect(len(self.noises[call])) and matches
+            drawn = len(self.noises[call]) if call >= 0 else 1 + len(self.first_noises)
+            matches = check.expect(drawn) and matches
 
-        closed = lambda call, sample, t: (sample, self.network(sample, t))
+        closed = self._answer(torch.float32)
         seeded = self._run(torch.float32, closed, generator=check.generator, after=after)
-        own = draws_by_call(self.tape.draws, drawn_here(self.tape.seed, self.tape.draws), len(self.noises))
-        return seeded, self._run(torch.float32, closed, noises=own), matches
+        own = drawn_here(self.tape.seed, self.tape.draws)
+        handed = self._run(
+            torch.float32,
+            closed,
+            noises=draws_by_call(self.tape.draws, own, len(self.noises)),
+            first_noises=preparation(self.tape.draws, own),
+        )
+        return seeded, handed, matches
 
     def _initial(self, generator: torch.Generator) -> None:
         """Draw x_T, which a sampler's caller draws."""
@@ -144,41 +167,44 @@ class SchedulerReplay:
     def _run(
         self,
         dtype: torch.dtype,
-        feed: Callable[[int, torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]],
+        feed: Feed,
         generator: torch.Generator | None = None,
         noises: Sequence[Sequence[torch.Tensor]] | None = None,
+        first_noises: Sequence[torch.Tensor] | None = None,
         after: Callable[[int], None] = lambda call: None,
     ) -> Trajectory:
-        scheduler = self.prepared()
-        options = self.implementation.step_options(scheduler, self.subject)
-        takes_noise, takes_generator = (
-            self.implementation.step_takes(scheduler, name) for name in ("variance_noise", "generator")
-        )
-        times = self.implementation.network_times(scheduler)
-        sample = self._place(self.recorded["inputs"][0], dtype)
+        """One run; `after` is called when the first evaluation is prepared (-1) and after every evaluation."""
+        drive = Drive(self.implementation, self.prepared(), self.subject, generator)
+        noises, first_noises = noises or self.noises, first_noises or self.first_noises
+        given = lambda draws: [] if generator is not None else [self._state(draw, dtype) for draw in draws]
+        sample = self._state(self.recorded.get(f"table.{INITIAL}", self.recorded["inputs"][0]), dtype)
         samples: list[torch.Tensor] = []
         x0: list[torch.Tensor | None] = []
-        for call, t in enumerate(scheduler.timesteps):
-            sample, output = feed(call, sample, times[call])
-            given = [] if generator is not None else [self._place(n, dtype) for n in (noises or self.noises)[call]]
-            noise: dict[str, Any] = {}
-            if generator is not None and takes_generator:
-                noise["generator"] = generator
-            elif takes_noise and len(given) == 1:
-                noise["variance_noise"] = given.pop()
-            with replayed_draws(given) if given else nullcontext():
-                result = scheduler.step(output, t, sample, **options, **noise)
-            sample = result.prev_sample
+        times: list[float] = []
+        for call, t, time in drive.evaluations():
+            if call == 0:
+                sample = drive.prepare(t, sample, given(first_noises))
+                after(-1)
+            times.append(time)
+            sample, output = feed(call, sample, drive.scaled(sample, t), time)
+            result, sample = drive.step(call, output, t, sample, given(noises[call]))
             samples.append(sample)
             x0.append(getattr(result, "pred_original_sample", None))
             after(call)
         complete = [value for value in x0 if value is not None]
         return Trajectory(
-            torch.stack(samples).to("cpu"), torch.stack(complete).to("cpu") if len(complete) == len(x0) else None
+            torch.stack(samples).to("cpu"),
+            torch.stack(complete).to("cpu") if len(complete) == len(x0) else None,
+            times,
         )
 
     def _place(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         return tensor.to(self.device, dtype)
+
+    def _state(self, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """A state or a draw, in `dtype`, or in float64 where the original keeps its state in float64."""
+        kept = self.recorded["inputs"].dtype
+        return self._place(tensor, kept if dtype == torch.float32 else dtype)
 
 
 def _x0(trajectory: Trajectory, against: Callable[[torch.Tensor], Comparison]) -> Comparison:

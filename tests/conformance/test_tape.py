@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conformance.fixture import Draw
-from conformance.tape import StreamCheck, draws_by_call, recorded_draws, replayed_draws
+from conformance.tape import StreamCheck, draws_by_call, preparation, recorded_draws, replayed_draws
 
 
 @pytest.fixture(autouse=True)
@@ -42,9 +42,19 @@ def test_recorded_draws_are_those_of_the_seed() -> None:
     assert [tuple(value.shape) for value in log.values] == [(2, 3), (2, 3), (4,)]
     assert [(d.name, d.shape, d.dtype) for d in log.manifest()] == [
         ("initial", [2, 3], "float32"),
-        ("noise_0", [2, 3], "float32"),
-        ("noise_2", [4], "float32"),
+        ("noise_0", [2, 3], "float64"),
+        ("noise_2", [4], "float64"),
     ]
+
+
+def test_draws_before_the_first_call_are_x_t_and_preparation() -> None:
+    with recorded_draws(0, lambda: 0) as log:
+        torch.randn(2)
+        added = torch.randn(2, dtype=torch.float64)
+
+    assert [draw.name for draw in log.manifest()] == ["initial", "preparation"]
+    assert log.stacked().dtype == torch.float64
+    assert torch.equal(preparation(log.manifest(), log.values)[0], added)
 
 
 def test_a_recorded_value_is_a_copy() -> None:
