@@ -53,6 +53,11 @@ class _FirstCalls:
         timesteps: torch.Tensor = self.whole.timesteps[: self._calls]
         return timesteps
 
+    @property
+    def network_timesteps(self) -> list[float]:
+        times: list[float] = self.whole.network_timesteps[: self._calls]
+        return times
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self.whole, name)
 

@@ -17,7 +17,7 @@ import diffusers_ref.schedulers.betas
 import diffusers_ref.schedulers.ddim
 import diffusers_ref.schedulers.ddpm
 import diffusers_ref.schedulers.pndm
-import diffusers_ref.schedulers.scheduler
+import diffusers_ref.schedulers.chain_scheduler
 from conformance.cli import app
 from conformance.compare import Verdict
 from conformance.explain import Explanation, explain
@@ -172,7 +172,7 @@ def test_a_table_made_by_another_recipe_is_named_where_the_fixture_holds_no_tabl
     recipe = "alphas_cumprod = (1.0 - table).cumprod(dim=0)"
     faulty = planted(diffusers_ref.schedulers.betas, recipe, "alphas_cumprod = torch.from_numpy(exact)")
 
-    with patch.object(diffusers_ref.schedulers.scheduler, "NoiseTable", faulty.NoiseTable):
+    with patch.object(diffusers_ref.schedulers.chain_scheduler, "NoiseTable", faulty.NoiseTable):
         found = explained("ddim/ddim-uniform-2-eta-1")
 
     assert found.causes == ["dtype of a table"]
