@@ -9,8 +9,9 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from conformance.compare import FLOAT64
+from conformance.contracts.scheduler.options import parameters
 from conformance.gate.tokens import TokenModel, is_token_scheduler
 from conformance.network import AnalyticNetwork
 
@@ -57,7 +59,7 @@ class Run:
         class does; a run that an exception ends keeps what it had and `raises`."""
         with torch.no_grad(), torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.manual_seed(SEED)  # for code that takes no generator
+            torch.default_generator.manual_seed(SEED)  # for code that takes no generator
             with self.noise.instead_of_randn(self.generator):
                 try:
                     self._run()
@@ -107,15 +109,19 @@ class Run:
 
     def _loop(self, scheduler: Any) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         """The sampling loop; returns the sample after each evaluation, and the predictions of x_0 if all report one."""
-        times = list(scheduler.timesteps)
-        start = self._start(scheduler, len(times))
+        times: Iterable[tuple[int, Any]] = enumerate(scheduler.timesteps)
+        if _lists_times(scheduler):
+            listed = list(times)
+            times = listed[self._start(scheduler, len(listed)) :]
         model = TokenModel(self) if self.tokens else ImageModel(self, scheduler)
         sample = model.initial(scheduler)
         samples: list[torch.Tensor] = []
         x0: list[torch.Tensor] = []
         memory: dict[str, Any] = {}
-        for index, t in list(enumerate(times))[start : start + MOST_EVALUATIONS]:
+        for index, t in islice(times, MOST_EVALUATIONS):
             self.noise.evaluation = index
+            if "timestep" in parameters(type(scheduler), "add_noise_to_input"):
+                sample = scheduler.add_noise_to_input(sample, t, generator=self.generator)
             model_input = sample
             if hasattr(scheduler, "scale_model_input"):
                 model_input = scheduler.scale_model_input(sample, t)
@@ -181,7 +187,7 @@ class Run:
 
     def _keep_forward(self, scheduler: Any, when: str) -> None:
         """The forward process at the first and the last entry of the grid."""
-        if self.tokens:
+        if self.tokens or not _lists_times(scheduler):
             return
         x0, noise = self.numbers(1), self.numbers(2)
         times = torch.stack([torch.as_tensor(scheduler.timesteps[0]), torch.as_tensor(scheduler.timesteps[-1])])
@@ -227,7 +233,7 @@ class ImageModel:
             prediction=kind if kind in self.PREDICTIONS else "v_prediction",
             variance=variance if variance in ("learned", "learned_range") else None,
         )
-        times = [abs(float(t)) for t in scheduler.timesteps]
+        times = [abs(float(t)) for t in scheduler.timesteps] if _lists_times(scheduler) else [1000.0]
         self.continuous = max(times, default=0.0) <= 20  # log σ/4, or an angle
         self.widening = int(config.get("n_grid", 1))
         self.masked = (
@@ -298,6 +304,11 @@ class NoiseStream:
 
 
 original_randn = torch.randn
+
+
+def _lists_times(scheduler: Any) -> bool:
+    """Whether the times are known before the run; an adaptive sampler chooses them as it goes."""
+    return hasattr(scheduler.timesteps, "__len__")
 
 
 def decoded(name: str, value: Any, choices: Choices) -> Any:

@@ -99,9 +99,14 @@ class SchedulerUnderTest:
         return scheduler
 
     def prepared(self, steps: int, **config: Any) -> Any:
-        """A fresh scheduler after `set_timesteps(steps)`."""
+        """A fresh scheduler after `set_timesteps(steps)`.
+
+        Raises NotApplicable for one that chooses its times as it goes.
+        """
         scheduler = self.make(**config)
         scheduler.set_timesteps(steps)
+        if not hasattr(scheduler.timesteps, "__len__"):
+            raise NotApplicable(f"{self.name} chooses its times as it goes")
         return scheduler
 
     def require_common_step(self) -> None:
@@ -234,10 +239,13 @@ class SchedulerUnderTest:
         """
         self.require_common_step()
         options = dict(step_options or {})
-        if generator is not None and self.takes("step", "generator"):
-            options["generator"] = generator
+        draws = {"generator": generator} if generator is not None else {}
+        if self.takes("step", "generator"):
+            options |= draws
         trajectory = Trajectory()
         for index, t in list(enumerate(scheduler.timesteps))[begin:stop]:
+            if self.takes("add_noise_to_input", "timestep"):
+                x = scheduler.add_noise_to_input(x, t, **draws)
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(x, t)
             if prediction is None:

@@ -70,7 +70,7 @@ def interruptions_leave_no_trace(subject: SchedulerUnderTest, given: Given) -> N
     wanted = full_run(subject, subject.prepared(STEPS, **config), seed, step_options=options)
     scheduler, generator = subject.prepared(STEPS, **config), generators(seed)
     x = subject.start(scheduler, seed)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     for index in range(len(scheduler.timesteps)):
         with torch.random.fork_rng(devices=[]):
             if action == "add_noise":

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 KNOWN: dict[str, tuple[Any, ...]] = {
@@ -63,18 +65,22 @@ def samples_tokens(cls: type) -> bool:
     return any(TOKENS & parameters(cls, method).keys() for method in ("__init__", "set_timesteps", "step"))
 
 
-def parameters(cls: type, method: str) -> dict[str, inspect.Parameter]:
+def parameters(cls: type, method: str) -> Mapping[str, inspect.Parameter]:
     """What a method can be given by name, but for self; where it takes any keyword, also what the base's takes."""
+    return _named(tuple(vars(base)[method] for base in cls.__mro__ if method in vars(base)))
+
+
+@lru_cache(maxsize=1024)
+def _named(functions: tuple[Any, ...]) -> Mapping[str, inspect.Parameter]:
+    """The parameters of the first function, and of those after it for as long as any keyword is taken."""
     found: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        if method not in vars(base):
-            continue
-        own = list(inspect.signature(vars(base)[method]).parameters.values())
+    for function in functions:
+        own = list(inspect.signature(function).parameters.values())
         named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
         found = {p.name: p for p in own[1:] if p.kind in named} | found
         if all(p.kind is not p.VAR_KEYWORD for p in own):
             break
-    return found
+    return MappingProxyType(found)
 
 
 def required(cls: type) -> list[str]:

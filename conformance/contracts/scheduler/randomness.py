@@ -42,7 +42,7 @@ def _result(
 ) -> torch.Tensor:
     key = f"result {sorted(config.items())!r} {sorted(options.items())!r} {seed} {global_seed}"
     if key not in subject.results:
-        torch.manual_seed(global_seed)
+        torch.default_generator.manual_seed(global_seed)
         scheduler = subject.prepared(STEPS, **config)
         x = subject.start(scheduler, 0)
         run = subject.run(scheduler, x, None, generator=generators(seed), step_options=options)
@@ -56,7 +56,7 @@ def same_seed_gives_the_same_result(subject: SchedulerUnderTest, given: Given) -
     config, options, seed = some_config(subject, given), some_step_options(subject, given), given.seed()
     results = []
     for global_seed in (1, 2):
-        torch.manual_seed(global_seed)
+        torch.default_generator.manual_seed(global_seed)
         scheduler = subject.prepared(STEPS, **config)
         x = subject.start(scheduler, 0)
         results.append(subject.run(scheduler, x, None, generator=generators(seed), step_options=options))
@@ -98,7 +98,7 @@ def global_random_state_is_untouched(subject: SchedulerUnderTest, given: Given) 
 
 
 def _require_untouched(action: Callable[[], Any], what: str) -> None:
-    torch.manual_seed(987)
+    torch.default_generator.manual_seed(987)
     np.random.seed(987)
     random.seed(987)  # states that no code sets by itself; `Contract.hold` restores the caller's
     before = _global_states()

@@ -56,7 +56,7 @@ def tuples_hold_the_same(subject: SchedulerUnderTest, given: Given) -> None:
 
 
 def _stepped(subject: SchedulerUnderTest, scheduler: Any, t: torch.Tensor, x: torch.Tensor, form: bool) -> Any:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     if hasattr(scheduler, "scale_model_input"):
         scheduler.scale_model_input(x, t)
     options = {"generator": generators(0)} if subject.takes("step", "generator") else {}
@@ -118,7 +118,7 @@ def low_precision_is_widened_throughout(subject: SchedulerUnderTest, given: Give
 def _fed(
     subject: SchedulerUnderTest, config: dict[str, Any], inputs: list[torch.Tensor], outputs: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
     options = {name: values[-1] for name, values in STOCHASTIC_OPTIONS.items() if subject.takes("step", name)}
     return feed(subject, config, inputs, outputs, generators(0), **options)
 

@@ -134,7 +134,7 @@ def _step(straight: _Straight, scheduler: Any, index: int, seed: int, x: torch.T
     if hasattr(scheduler, "scale_model_input"):
         scheduler.scale_model_input(x, timestep)
     options = {"generator": generators(seed)} if straight.subject.takes("step", "generator") else {}
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     return sample_of(scheduler.step(straight.outputs[index], timestep, x, **options))
 
 

@@ -105,7 +105,8 @@ def full_run(
 
     options: see `SchedulerUnderTest.run`.
     """
-    torch.manual_seed(seed)  # for a sampler that takes no generator; the caller's state is restored by `Contract.hold`
+    # For a sampler that takes no generator; the caller's state is restored by `Contract.hold`.
+    torch.default_generator.manual_seed(seed)
     x = subject.start(scheduler, seed) if x is None else x
     return subject.run(scheduler, x, None, **{"generator": generators(seed), **options})
 

@@ -120,10 +120,10 @@ def any_shape_gives_the_same_numbers(subject: SchedulerUnderTest, given: Given) 
     run = record(subject, {}, seed, SHAPE)
     if run.outputs[0].shape != run.inputs[0].shape:
         raise NotApplicable("the network returns more channels than the sample has")
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     wanted = feed(subject, {}, run.inputs, run.outputs, generators(seed))
     inputs, outputs = ([tensor.reshape(shape) for tensor in tensors] for tensors in (run.inputs, run.outputs))
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     for index, (found, image) in enumerate(
         zip(feed(subject, {}, inputs, outputs, generators(seed)), wanted, strict=True)
     ):
@@ -136,9 +136,9 @@ def memory_layout_does_not_matter(subject: SchedulerUnderTest, given: Given) -> 
     kind = given.draw("tensors", st.sampled_from(("not contiguous", "with gradients")))
     seed = given.seed()
     run = record(subject, {}, seed, SHAPE)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     wanted = feed(subject, {}, run.inputs, run.outputs, generators(seed))
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     if kind == "not contiguous":
         inputs, outputs = ([t.mT.contiguous().mT for t in tensors] for tensors in (run.inputs, run.outputs))
         found = feed(subject, {}, inputs, outputs, generators(seed))
@@ -165,10 +165,10 @@ def any_form_of_timestep_will_do(subject: SchedulerUnderTest, given: Given) -> N
         else:
             other = timestep.clone().reshape(1) if form == "a tensor of one element" else timestep.clone()
         options = {"generator": generators(0)} if subject.takes("step", "generator") else {}
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         plain = sample_of(wanted.step(run.outputs[index], timestep, run.inputs[index], **options))
         options = {"generator": generators(0)} if options else {}
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         try:
             found = sample_of(scheduler.step(run.outputs[index], other, run.inputs[index], **options))
         except (*REFUSALS, TypeError):
@@ -245,7 +245,7 @@ def float64_is_not_narrowed(subject: SchedulerUnderTest, given: Given) -> None:
     which = given.draw("scaled", st.sampled_from(("sample", "model output")))
     results = []
     for share in (0.0, 2.0**-36, 2.0**-20):  # which float32 cannot, and can, add to 1
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         moved_inputs = [(1 + share * (which == "sample")) * x for x in inputs]
         moved_outputs = [(1 + share * (which == "model output")) * x for x in outputs]
         results.append(feed(subject, config, moved_inputs, moved_outputs, generators(0)))
