@@ -72,6 +72,7 @@ class Comparison:
         level: "table" for what belongs to the definition, which explains a divergence rather than being one;
             "times" for the network's times; else "output".
         observed: what the implementation computed, on the CPU.
+        last: ‖s − y64‖/‖y64‖ of the last row of a trajectory, which is the result; None for other outputs.
     """
 
     output: str
@@ -83,6 +84,7 @@ class Comparison:
     detail: str = ""
     level: str = "output"
     observed: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    last: float | None = None
 
 
 def compare_steps(
@@ -111,11 +113,13 @@ def compare_steps(
     worst = int(rho.argmax()) if len(rho) else 0
     failing = torch.nonzero(~(rho <= policy.max_rho)).reshape(-1)
     figures = (float(rho[worst]), float(norm.max()), float(floors[worst, 0])) if len(rho) else (0.0, 0.0, 0.0)
+    last = float(norm[-1]) if len(rho) else None
     if len(failing):
         first = int(failing[0])
         detail = _describe(observed[first], y64[first], rho[first])
-        return Comparison(output, Verdict.DIVERGENT, *figures, first, detail, observed=observed)
-    return Comparison(output, Verdict.BITWISE if bitwise else Verdict.EQUIVALENT, *figures, observed=observed)
+        return Comparison(output, Verdict.DIVERGENT, *figures, first, detail, observed=observed, last=last)
+    verdict = Verdict.BITWISE if bitwise else Verdict.EQUIVALENT
+    return Comparison(output, verdict, *figures, observed=observed, last=last)
 
 
 def compare_float64(output: str, observed: torch.Tensor, y64: torch.Tensor, tolerance: float) -> Comparison:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from conformance.expectations import Expectation
 
 PROPERTY = "conformance."
-RESULT = ("id", "kind", "verdict", "rho", "max_error", "noise_floor", "first_divergence", "draws_match", "seconds",
-          "message", "implementation", "version")  # fmt: skip
+RESULT = ("id", "kind", "verdict", "rho", "max_error", "result_error", "noise_floor", "first_divergence",
+          "draws_match", "seconds", "message", "implementation", "version")  # fmt: skip
 EXIT_USAGE = 2
 
 

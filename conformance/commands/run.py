@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -23,6 +25,8 @@ def run(
     expectations: Annotated[Path | None, typer.Option(help="TOML file of known divergences with reasons.")] = None,
     workers: Annotated[str, typer.Option("-n", help="Parallel workers, a number or auto.")] = "0",
     report: Annotated[Path | None, typer.Option("--json", help="Write the results as JSON.")] = None,
+    page: Annotated[Path | None, typer.Option("--markdown", help="Write the results as a page of tables.")] = None,
+    explain: Annotated[bool, typer.Option(help="Try the causes of every divergence, for --markdown.")] = False,
 ) -> None:
     """Replay fixtures on an implementation and report a verdict for each."""
     import pytest
@@ -32,6 +36,7 @@ def run(
     from conformance.implementations import open_implementation
     from conformance.library import open_library
     from conformance.replay import Settings
+    from conformance.report.parity_page import write_parity_page
 
     # Mistakes are said here in one line, before pytest starts.
     if tier not in TIERS:
@@ -41,8 +46,11 @@ def run(
     open_implementation(implementation, pythonpath)  # the import path holds for the workers, too
     if expectations is not None:
         read_expectations(expectations)
-    if report is not None and not report.resolve().parent.is_dir():
-        raise ConformanceError(f"--json {report}: there is no such folder")
+    for option, file in (("--json", report), ("--markdown", page)):
+        if file is not None and not file.resolve().parent.is_dir():
+            raise ConformanceError(f"{option} {file}: there is no such folder")
+    if explain and page is None:
+        raise ConformanceError("--explain needs --markdown: causes are told on the page")
     suite = Path(__file__).parents[1] / "suite"
     arguments = [str(suite / "test_fixtures.py"), "-c", str(suite / "pytest.ini"), "--rootdir", str(suite)]
     arguments += ["-q", "--no-header", "--tb=no", "--no-summary", "--conformance-table"]
@@ -53,7 +61,12 @@ def run(
     arguments += [f"--case={pattern}" for pattern in select or ()]
     arguments += [f"--conformance-fixtures={fixtures}"] if fixtures else []
     arguments += [f"--expectations={expectations}"] if expectations else []
-    arguments += [f"--conformance-json={report.resolve()}"] if report else []
     arguments += ["-n", workers] if workers != "0" else []
-    code = int(pytest.main(arguments))
+    with TemporaryDirectory() as folder:
+        file = report.resolve() if report else Path(folder) / "report.json"
+        code = int(pytest.main([*arguments, f"--conformance-json={file}"]))
+        if page is not None and code in (0, 1):
+            found = json.loads(file.read_text(encoding="utf-8"))
+            settings = Settings.of(device, dtype) if explain else None
+            write_parity_page(page, found, open_library(fixtures), open_implementation(implementation), settings)
     raise typer.Exit(code if code in (0, 1) else 2)

@@ -78,6 +78,11 @@ class CaseResult:
         return max((c.floor for c in self._in_float32 if c.rho and c.output != EMBEDDING), default=None)
 
     @property
+    def result_error(self) -> float | None:
+        """How far the result of a sampler's whole run is from the original's, relative; None where it is not known."""
+        return next((c.last for c in self.comparisons if c.output in ("sample", "result")), None)
+
+    @property
     def _in_float32(self) -> list[Comparison]:
         return [c for c in self.comparisons if not c.output.endswith(FLOAT64)]
 
@@ -96,6 +101,7 @@ class CaseResult:
             "verdict": self.verdict.value,
             "rho": _finite(self.rho),
             "max_error": _finite(self.max_error),
+            "result_error": _finite(self.result_error),
             "noise_floor": _finite(self.noise_floor),
             "first_divergence": {"step": first.step, "tap": first.output} if first else None,
             "draws_match": self.draws_match,

@@ -21,7 +21,15 @@ from dataclasses import dataclass
 
 import torch
 
-from conformance.compare import FLOAT64, Comparison, compare_exactly, compare_float64, compare_steps
+from conformance.compare import (
+    FLOAT64,
+    Comparison,
+    Verdict,
+    compare_exactly,
+    compare_float64,
+    compare_steps,
+    relative_errors,
+)
 from conformance.fixture import Fixture
 from conformance.implementations.base import Implementation, Scheduler
 from conformance.network import AnalyticNetwork
@@ -47,7 +55,7 @@ def compare(
     run = SchedulerReplay(fixture, implementation, settings.device)
     comparisons = [run.times(), *run.tables()]
     if not comparisons[0].verdict.green:
-        return comparisons, None
+        return [*comparisons, *run.result()], None
     recorded, policy = fixture.tensors, settings.policy
     tolerance = fixture.manifest.float64_tolerance
 
@@ -120,6 +128,33 @@ class SchedulerReplay:
         draw = self.recorded["draws"][0].to(self.recorded[f"table.{INITIAL}"].dtype)
         return draw * float(getattr(scheduler, "init_noise_sigma", 1.0))
 
+    def result(self) -> list[Comparison]:
+        """How far a run at other times than the original's ends from its result: no verdict, a figure.
+
+        Nothing where draws matter and cannot be told apart by evaluation, or where the run fails.
+        """
+        count = len(self.implementation.network_times(self.prepared()))
+        try:
+            if count == len(self.noises) or not any(self.noises):
+                final = self.closed(torch.float32).sample[-1:]
+            else:
+                final, other = (self._undirected(seed) for seed in (0, 1))
+                if not torch.equal(final, other):
+                    return []
+        except Exception:  # noqa: BLE001 - the times are the divergence, whatever follows from them
+            return []
+        exact = self.recorded["sample" + FLOAT64][-1:]
+        if final.shape != exact.shape:
+            return []
+        error = float(relative_errors(final, exact)[0])
+        detail = f"after a run at these times, {error:.2g} away from the original's result"
+        return [Comparison("result", Verdict.DIVERGENT, 0.0, error, detail=detail, observed=final, last=error)]
+
+    def _undirected(self, seed: int) -> torch.Tensor:
+        """The result of a run that draws for itself."""
+        torch.default_generator.manual_seed(seed)  # a replay restores the caller's state
+        return self._run(torch.float32, self._answer(torch.float32), noises=[[]]).sample[-1:]
+
     def forced(self, dtype: torch.dtype) -> Trajectory:
         """Each step alone: recorded inputs and network outputs go in."""
         inputs, outputs = self._state(self.recorded["inputs"], dtype), self._place(self.recorded["outputs"], dtype)
@@ -187,7 +222,7 @@ class SchedulerReplay:
                 after(-1)
             times.append(time)
             sample, output = feed(call, sample, drive.scaled(sample, t), time)
-            result, sample = drive.step(call, output, t, sample, given(noises[call]))
+            result, sample = drive.step(call, output, t, sample, given(noises[call] if call < len(noises) else ()))
             samples.append(sample)
             x0.append(getattr(result, "pred_original_sample", None))
             after(call)

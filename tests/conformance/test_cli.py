@@ -53,9 +53,9 @@ def test_a_run_that_passes(fixtures: Path, tmp_path: Path) -> None:
     assert report["implementation"] == {"name": "diffusers_ref", "version": "0.1.0"}
     assert (report["device"], report["dtype"]) == ("cpu", "float32")
     first = report["cases"][0]
-    keys = "id kind verdict rho max_error noise_floor first_divergence draws_match seconds message"
+    keys = "id kind verdict rho max_error result_error noise_floor first_divergence draws_match seconds message"
     assert list(first) == keys.split()
-    figures = {name: first.pop(name) for name in ("rho", "max_error", "noise_floor", "seconds")}
+    figures = {name: first.pop(name) for name in ("rho", "max_error", "result_error", "noise_floor", "seconds")}
     assert first == {"id": CASES[0], "kind": "scheduler", "verdict": "bitwise", "first_divergence": None,
                      "draws_match": True, "message": ""}  # fmt: skip
     assert 0 < figures["rho"] <= 1
