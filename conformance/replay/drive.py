@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -31,6 +32,8 @@ class Drive:
         takes = {name: implementation.step_takes(scheduler, name) for name in ("variance_noise", "generator")}
         self.takes_noise, self.takes_generator = takes["variance_noise"], takes["generator"]
         self.prepares = hasattr(scheduler, "add_noise_to_input") and isinstance(scheduler.timesteps, torch.Tensor)
+        scale = getattr(scheduler, "scale_model_input", None)
+        self.scales_to_dtype = scale is not None and "dtype" in inspect.signature(scale).parameters
         self._times: list[float] | None = None
         if isinstance(scheduler.timesteps, torch.Tensor):
             self._times = implementation.network_times(scheduler)
@@ -50,10 +53,12 @@ class Drive:
         with handing_out(noises):
             return self.scheduler.add_noise_to_input(sample, t, **self._generator())  # type: ignore[attr-defined]
 
-    def scaled(self, sample: torch.Tensor, t: Any) -> torch.Tensor:
-        """The network's input."""
+    def scaled(self, sample: torch.Tensor, t: Any, dtype: torch.dtype) -> torch.Tensor:
+        """The network's input; a scheduler whose state is wider than its network is told the network's `dtype`."""
         scale = getattr(self.scheduler, "scale_model_input", None)
-        return sample if scale is None else scale(sample, t)
+        if scale is None:
+            return sample
+        return scale(sample, t, dtype=dtype) if self.scales_to_dtype else scale(sample, t)
 
     def step(
         self, call: int, output: torch.Tensor, t: Any, sample: torch.Tensor, noises: Sequence[torch.Tensor] = ()

@@ -53,9 +53,10 @@ def compare(
 ) -> tuple[list[Comparison], bool | None]:
     """All comparisons of a scheduler fixture, and whether the random stream was consumed as by the original."""
     run = SchedulerReplay(fixture, implementation, settings.device)
-    comparisons = [run.times(), *run.tables()]
+    scheduler = run.prepared()
+    comparisons = [run.times(scheduler), *run.tables(scheduler)]
     if not comparisons[0].verdict.green:
-        return [*comparisons, *run.result()], None
+        return [*comparisons, *run.result(scheduler)], None
     recorded, policy = fixture.tensors, settings.policy
     tolerance = fixture.manifest.float64_tolerance
 
@@ -69,7 +70,8 @@ def compare(
         if "pred_original_sample" in recorded:
             comparisons.append(_x0(forced, lambda x0: against_float32(
                 "pred_original_sample", x0, recorded["pred_original_sample"])))  # fmt: skip
-        comparisons.append(against_float32("sample", run.closed(settings.dtype).sample, y32))
+        free = run.closed(settings.dtype)
+        comparisons.append(against_float32("sample", free.sample, y32))
     if settings.dtype in (torch.float32, torch.float64):
         forced = run.forced(torch.float64)
         name = "step" + FLOAT64
@@ -81,7 +83,7 @@ def compare(
         comparisons.append(compare_float64("sample" + FLOAT64, closed.sample, recorded["sample" + FLOAT64], tolerance))
     draws_match = None
     if settings.dtype == torch.float32:
-        seeded, expected, draws_match = run.seeded()
+        seeded, expected, draws_match = run.seeded(free)
         comparisons.append(compare_exactly("seeded", seeded.sample[-1], expected.sample[-1]))
     around, draws_match_around = loop.compare(fixture, implementation, settings)
     return [*comparisons, *around], draws_match if draws_match_around is None else draws_match and draws_match_around
@@ -104,15 +106,14 @@ class SchedulerReplay:
         self.implementation.set_timesteps(scheduler, self.subject)
         return scheduler
 
-    def times(self) -> Comparison:
+    def times(self, scheduler: Scheduler) -> Comparison:
         """The network's time at each evaluation, exactly."""
-        times = self.implementation.network_times(self.prepared())
+        times = self.implementation.network_times(scheduler)
         found = compare_exactly("timesteps", torch.tensor(times, dtype=torch.float64), self.recorded["times"])
         return dataclasses.replace(found, level="times")
 
-    def tables(self) -> list[Comparison]:
+    def tables(self, scheduler: Scheduler) -> list[Comparison]:
         """The original's tables, exactly and in their precision."""
-        scheduler = self.prepared()
         names = [output.name for output in self.fixture.manifest.outputs if output.level == "table"]
         comparisons = []
         for name in names:
@@ -128,12 +129,12 @@ class SchedulerReplay:
         draw = self.recorded["draws"][0].to(self.recorded[f"table.{INITIAL}"].dtype)
         return draw * float(getattr(scheduler, "init_noise_sigma", 1.0))
 
-    def result(self) -> list[Comparison]:
+    def result(self, scheduler: Scheduler) -> list[Comparison]:
         """How far a run at other times than the original's ends from its result: no verdict, a figure.
 
         Nothing where draws matter and cannot be told apart by evaluation, or where the run fails.
         """
-        count = len(self.implementation.network_times(self.prepared()))
+        count = len(self.implementation.network_times(scheduler))
         try:
             if count == len(self.noises) or not any(self.noises):
                 final = self.closed(torch.float32).sample[-1:]
@@ -167,11 +168,12 @@ class SchedulerReplay:
     def _answer(self, dtype: torch.dtype) -> Feed:
         return lambda call, sample, scaled, t: (sample, self.network(scaled.to(dtype), t))
 
-    def seeded(self) -> tuple[Trajectory, Trajectory, bool]:
+    def seeded(self, free: Trajectory) -> tuple[Trajectory, Trajectory, bool]:
         """The closed loop in float32 with a seeded generator; the same with that generator's draws handed in, in the
         order of the tape; and whether the generator is consumed as the tape says.
 
-        The draws are this machine's, which can differ from the recorded ones in the last bits.
+        The draws are this machine's, which can differ from the recorded ones in the last bits; where they do not, the
+        second run is `free`, the closed loop with the recorded draws.
         """
         check = StreamCheck(self.tape.seed, self.tape.draws)
         self._initial(check.generator)
@@ -185,6 +187,8 @@ class SchedulerReplay:
         closed = self._answer(torch.float32)
         seeded = self._run(torch.float32, closed, generator=check.generator, after=after)
         own = drawn_here(self.tape.seed, self.tape.draws)
+        if all(torch.equal(here, there) for here, there in zip(own, self.recorded["draws"], strict=True)):
+            return seeded, free, matches
         handed = self._run(
             torch.float32,
             closed,
@@ -221,7 +225,7 @@ class SchedulerReplay:
                 sample = drive.prepare(t, sample, given(first_noises))
                 after(-1)
             times.append(time)
-            sample, output = feed(call, sample, drive.scaled(sample, t), time)
+            sample, output = feed(call, sample, drive.scaled(sample, t, dtype), time)
             result, sample = drive.step(call, output, t, sample, given(noises[call] if call < len(noises) else ()))
             samples.append(sample)
             x0.append(getattr(result, "pred_original_sample", None))
