@@ -41,10 +41,36 @@ if TYPE_CHECKING:
     from diffusers_ref.pipelines.ddim.pipeline import DDIMPipeline as DDIMPipeline
     from diffusers_ref.pipelines.ddpm.pipeline import DDPMPipeline as DDPMPipeline
     from diffusers_ref.pipelines.pndm.pipeline import PNDMPipeline as PNDMPipeline
+    from diffusers_ref.schedulers.consistency import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
     from diffusers_ref.schedulers.ddim import DDIMScheduler as DDIMScheduler
     from diffusers_ref.schedulers.ddpm import DDPMScheduler as DDPMScheduler
+    from diffusers_ref.schedulers.edm_ablation import EDMAblationScheduler as EDMAblationScheduler
+    from diffusers_ref.schedulers.edm_euler import EDMEulerScheduler as EDMEulerScheduler
+    from diffusers_ref.schedulers.edm_heun import EDMHeunScheduler as EDMHeunScheduler
+    from diffusers_ref.schedulers.euler_ancestral_discrete import (
+        EulerAncestralDiscreteScheduler as EulerAncestralDiscreteScheduler,
+    )
+    from diffusers_ref.schedulers.euler_discrete import EulerDiscreteScheduler as EulerDiscreteScheduler
+    from diffusers_ref.schedulers.flow_match_dpmpp_2m import FlowMatchDPMPP2MScheduler as FlowMatchDPMPP2MScheduler
+    from diffusers_ref.schedulers.flow_match_euler import (
+        FlowMatchEulerDiscreteScheduler as FlowMatchEulerDiscreteScheduler,
+    )
+    from diffusers_ref.schedulers.flow_match_heun import (
+        FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler,
+    )
+    from diffusers_ref.schedulers.heun_discrete import HeunDiscreteScheduler as HeunDiscreteScheduler
+    from diffusers_ref.schedulers.k_dpm_2_ancestral_discrete import (
+        KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler,
+    )
+    from diffusers_ref.schedulers.k_dpm_2_discrete import KDPM2DiscreteScheduler as KDPM2DiscreteScheduler
+    from diffusers_ref.schedulers.karras_ve import KarrasVeScheduler as KarrasVeScheduler
+    from diffusers_ref.schedulers.lcm import LCMScheduler as LCMScheduler
+    from diffusers_ref.schedulers.lms_discrete import LMSDiscreteScheduler as LMSDiscreteScheduler
     from diffusers_ref.schedulers.pndm import PNDMScheduler as PNDMScheduler
     from diffusers_ref.schedulers.scheduler import SchedulerMixin as SchedulerMixin
+    from diffusers_ref.schedulers.score_sde_sub_vp import ScoreSdeSubVpScheduler as ScoreSdeSubVpScheduler
+    from diffusers_ref.schedulers.score_sde_ve import ScoreSdeVeScheduler as ScoreSdeVeScheduler
+    from diffusers_ref.schedulers.score_sde_vp import ScoreSdeVpScheduler as ScoreSdeVpScheduler
 
 
 def __getattr__(name: str) -> Any:

@@ -16,12 +16,14 @@ def randn(
     generator: Generators = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    drawn_in: torch.dtype = torch.float32,
 ) -> Tensor:
     """Draw a tensor of `shape` from N(0, 1).
 
-    Draws are made in float32 on the device of the generator, then moved and cast. A CPU generator serves every device;
-    a generator of another device serves only that device. A sequence holds one generator per sample, and each draws
-    (1, *shape[1:]), so that a sample does not depend on the batch it is in.
+    Draws are made in `drawn_in` on the device of the generator, then moved and cast: in float32, unless it is for a
+    sampler whose original draws in float64, which gives other numbers for the same seed. A CPU generator serves every
+    device; a generator of another device serves only that device. A sequence holds one generator per sample, and each
+    draws (1, *shape[1:]), so that a sample does not depend on the batch it is in.
 
     Raises ValueError for a generator of another device, a sequence whose length is not shape[0], or a `dtype` that is
     not floating; TypeError for anything that is not a generator.
@@ -31,7 +33,7 @@ def randn(
     target = torch.device("cpu" if device is None else device)
     shape = tuple(shape)
     if generator is None or isinstance(generator, torch.Generator):
-        return _draw(shape, generator, target).to(target, dtype)
+        return _draw(shape, generator, target, drawn_in).to(target, dtype)
     if not isinstance(generator, Sequence):
         raise TypeError(
             f"generator must be a torch.Generator, a list of one per sample, or None, not {type(generator).__name__}"
@@ -43,13 +45,15 @@ def randn(
     for position, item in enumerate(generator):
         if not isinstance(item, torch.Generator):
             raise TypeError(f"generator[{position}] must be a torch.Generator, not {type(item).__name__}")
-    draws = [_draw((1, *shape[1:]), item, target).to(target, dtype) for item in generator]
+    draws = [_draw((1, *shape[1:]), item, target, drawn_in).to(target, dtype) for item in generator]
     return torch.cat(draws) if draws else torch.empty(shape, device=target, dtype=dtype)
 
 
-def _draw(shape: tuple[int, ...], generator: torch.Generator | None, target: torch.device) -> Tensor:
+def _draw(
+    shape: tuple[int, ...], generator: torch.Generator | None, target: torch.device, drawn_in: torch.dtype
+) -> Tensor:
     source = torch.device("cpu") if generator is None else generator.device
     same_index = target.index is None or source.index is None or target.index == source.index
     if source.type != "cpu" and not (source.type == target.type and same_index):
         raise ValueError(f"a generator on {source} cannot draw for {target}: use one on {target}, or one on the CPU")
-    return torch.randn(shape, generator=generator, device=source, dtype=torch.float32)
+    return torch.randn(shape, generator=generator, device=source, dtype=drawn_in)

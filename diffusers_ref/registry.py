@@ -12,9 +12,27 @@ from typing import Any
 # Class name -> module that defines it, by the configuration file in which such a class is described.
 CLASSES: dict[str, dict[str, str]] = {
     "scheduler_config.json": {
+        "CMStochasticIterativeScheduler": "diffusers_ref.schedulers.consistency",
         "DDIMScheduler": "diffusers_ref.schedulers.ddim",
         "DDPMScheduler": "diffusers_ref.schedulers.ddpm",
+        "EDMAblationScheduler": "diffusers_ref.schedulers.edm_ablation",
+        "EDMEulerScheduler": "diffusers_ref.schedulers.edm_euler",
+        "EDMHeunScheduler": "diffusers_ref.schedulers.edm_heun",
+        "EulerAncestralDiscreteScheduler": "diffusers_ref.schedulers.euler_ancestral_discrete",
+        "EulerDiscreteScheduler": "diffusers_ref.schedulers.euler_discrete",
+        "FlowMatchDPMPP2MScheduler": "diffusers_ref.schedulers.flow_match_dpmpp_2m",
+        "FlowMatchEulerDiscreteScheduler": "diffusers_ref.schedulers.flow_match_euler",
+        "FlowMatchHeunDiscreteScheduler": "diffusers_ref.schedulers.flow_match_heun",
+        "HeunDiscreteScheduler": "diffusers_ref.schedulers.heun_discrete",
+        "KDPM2AncestralDiscreteScheduler": "diffusers_ref.schedulers.k_dpm_2_ancestral_discrete",
+        "KDPM2DiscreteScheduler": "diffusers_ref.schedulers.k_dpm_2_discrete",
+        "KarrasVeScheduler": "diffusers_ref.schedulers.karras_ve",
+        "LCMScheduler": "diffusers_ref.schedulers.lcm",
+        "LMSDiscreteScheduler": "diffusers_ref.schedulers.lms_discrete",
         "PNDMScheduler": "diffusers_ref.schedulers.pndm",
+        "ScoreSdeSubVpScheduler": "diffusers_ref.schedulers.score_sde_sub_vp",
+        "ScoreSdeVeScheduler": "diffusers_ref.schedulers.score_sde_ve",
+        "ScoreSdeVpScheduler": "diffusers_ref.schedulers.score_sde_vp",
     },
     "config.json": {
         "UNet2DModel": "diffusers_ref.models.unet_2d",
@@ -30,7 +48,9 @@ CLASSES: dict[str, dict[str, str]] = {
 MODULE_OF_CLASS: dict[str, str] = {name: module for kind in CLASSES.values() for name, module in kind.items()}
 
 # Classes that HF diffusers does not have under the same name: folders name them with the library "diffusers_ref".
-ONLY_HERE: frozenset[str] = frozenset()
+ONLY_HERE: frozenset[str] = frozenset(
+    {"EDMAblationScheduler", "EDMHeunScheduler", "FlowMatchDPMPP2MScheduler", "ScoreSdeSubVpScheduler"}
+)
 
 
 def load_class(name: str) -> Any:

@@ -22,9 +22,12 @@ from conformance.errors import ConformanceError
 RECORDERS = {
     "ddim": "ermongroup_ddim",
     "ddpm": "hojonathanho_diffusion",
+    "edm": "nvlabs_edm",
     "improved-diffusion": "openai_improved_diffusion",
+    "k-diffusion": "crowsonkb_k_diffusion",
     "latent-diffusion": "compvis_latent_diffusion",
     "pndm": "lupingliu_pndm",
+    "score-sde": "yang_song_score_sde",
 }
 
 

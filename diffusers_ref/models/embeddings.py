@@ -1,8 +1,9 @@
-"""Time embeddings: the sinusoidal table of the originals and the two-layer perceptron behind it."""
+"""Time embeddings: the sinusoids of the originals and the two-layer perceptron behind them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -56,13 +57,35 @@ class Timesteps(nn.Module):
         return nn.functional.pad(embedding, (0, 1)) if self.dim % 2 else embedding
 
 
-class TimestepEmbedding(nn.Module):
-    """Two linear layers with a swish between: (B, in_channels) -> (B, out_channels)."""
+class GaussianFourierProjection(nn.Module):
+    """Random Fourier features of the logarithm of a noise level: sin(2π w_k ln σ) and cos(2π w_k ln σ), k = 0 … size−1.
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    Tancik et al., "Fourier Features Let Networks Learn High Frequency Functions" (arXiv:2006.10739), as
+    yang-song/score_sde_pytorch embeds σ. The frequencies w are drawn once, from N(0, scale²), and are not trained.
+
+    The arithmetic is float32, or float64 where the network or the times are; half types would lose the phase.
+    """
+
+    def __init__(self, size: int, *, scale: float) -> None:
         super().__init__()
+        self.weight = nn.Parameter(torch.randn(size) * scale, requires_grad=False)
+
+    def forward(self, sigmas: Tensor) -> Tensor:
+        """sigmas: (B,) positive -> (B, 2 · size)."""
+        logarithms = torch.log(sigmas if sigmas.dtype == torch.float64 else sigmas.float())
+        frequencies = self.weight if self.weight.dtype == torch.float64 else self.weight.float()
+        angles = logarithms[:, None] * frequencies[None, :] * 2 * math.pi  # In this order: the last bits differ.
+        return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Two linear layers with an activation between: (B, in_channels) -> (B, out_channels)."""
+
+    def __init__(self, in_channels: int, out_channels: int, activation: Callable[[Tensor], Tensor] = swish) -> None:
+        super().__init__()
+        self.activation = activation
         self.linear_1 = nn.Linear(in_channels, out_channels)
         self.linear_2 = nn.Linear(out_channels, out_channels)
 
     def forward(self, embedding: Tensor) -> Tensor:
-        return self.linear_2(swish(self.linear_1(embedding)))
+        return self.linear_2(self.activation(self.linear_1(embedding)))

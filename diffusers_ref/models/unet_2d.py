@@ -1,7 +1,8 @@
 """The network of DDPM: a UNet over pixels, conditioned on the timestep and, optionally, on a class.
 
 Ho et al., "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239), appendix B; Nichol & Dhariwal, "Improved
-Denoising Diffusion Probabilistic Models" (arXiv:2102.09672), appendix A. Arguments, defaults and state-dict keys are
+Denoising Diffusion Probabilistic Models" (arXiv:2102.09672), appendix A; with levels of another kind the NCSN++ of Song
+et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv:2011.13456). Arguments, defaults and state-dict keys are
 those of HF diffusers' `UNet2DModel`; the options that it does not have are named in `convention_options`.
 """
 
@@ -11,7 +12,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Real
 from typing import ClassVar
 
 import torch
@@ -21,12 +21,34 @@ from diffusers_ref.configuration import register_to_config
 from diffusers_ref.modeling import ModelMixin
 from diffusers_ref.outputs import BaseOutput
 
-from .embeddings import TimestepEmbedding, Timesteps
-from .layers import ACTIVATIONS, Attention, Downsample2D, ResnetBlock2D, Upsample2D, swish
+from .embeddings import GaussianFourierProjection, TimestepEmbedding, Timesteps
+from .inputs import check_sample, timesteps_per_sample
+from .layers import (
+    ACTIVATIONS,
+    Attention,
+    Downsample2D,
+    NetworkInNetwork,
+    PointwiseLinear,
+    ResnetBlock2D,
+    Upsample2D,
+    swish,
+)
+from .ncsnpp_blocks import (
+    SKIP_DOWN_BLOCK_TYPES,
+    SKIP_UP_BLOCK_TYPES,
+    PyramidDownBlock,
+    PyramidUpBlock,
+    quarter_groups,
+    skip_down_block,
+    skip_up_block,
+)
 from .unet_2d_blocks import DOWN_BLOCK_TYPES, UP_BLOCK_TYPES, DownBlock, MidBlock, UpBlock
 
 # The attention keys of checkpoints published before 2023 -> today's.
 OLD_ATTENTION_KEYS = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+FOURIER_SCALE = 16
+"""Standard deviation of a new network's Fourier frequencies."""
 
 
 @dataclass(eq=False)
@@ -45,12 +67,15 @@ class UNet2DModel(ModelMixin):
         sample_size: height and width that the network was trained on (int, or a pair), which pipelines draw.
         in_channels, out_channels: of the image; out_channels is twice in_channels where a variance is learned.
         center_input_sample: the input is in [0, 1] and is mapped to [−1, 1] first.
-        time_embedding_type: "positional" (sinusoidal).
+        time_embedding_type: "positional" (sinusoidal), or "fourier": the time is a noise level σ > 0, Fourier features
+            of ln σ are embedded, and the output is divided by σ.
         time_embedding_dim: width of the time embedding; None: 4 · block_out_channels[0].
         freq_shift, flip_sin_to_cos: of the sinusoidal embedding, see `Timesteps`.
-        down_block_types: one per level from full resolution down: "DownBlock2D" or "AttnDownBlock2D".
+        down_block_types: one per level from full resolution down: "DownBlock2D" or "AttnDownBlock2D", or those of
+            NCSN++, "SkipDownBlock2D" or "AttnSkipDownBlock2D", above any others.
         mid_block_type: "UNetMidBlock2D", or None for no middle.
-        up_block_types: one per level from the lowest resolution up: "UpBlock2D" or "AttnUpBlock2D".
+        up_block_types: one per level from the lowest resolution up: "UpBlock2D" or "AttnUpBlock2D", then
+            "SkipUpBlock2D" or "AttnSkipUpBlock2D".
         block_out_channels: channels per level from full resolution down.
         layers_per_block: residual blocks per level on the way down (one more on the way up).
         mid_block_scale_factor: the residual sums of the middle are divided by it.
@@ -60,7 +85,9 @@ class UNet2DModel(ModelMixin):
         dropout: probability, inside residual blocks.
         act_fn: "silu" (alias "swish"), "mish", "gelu" or "relu", in the residual blocks; elsewhere it is always silu.
         attention_head_dim: channels per attention head; None: one head.
-        norm_num_groups, norm_eps: of every group norm.
+        norm_num_groups: of every group norm but those of NCSN++'s levels; None, if all levels are of these: a quarter of
+            the channels, at most 32.
+        norm_eps: of every group norm.
         attn_norm_num_groups: groups in front of the middle's attention; None: norm_num_groups with
             resnet_time_scale_shift="default", else no norm there.
         resnet_time_scale_shift: how the time embedding enters a residual block: "default" (added) or "scale_shift".
@@ -110,7 +137,7 @@ class UNet2DModel(ModelMixin):
         num_attention_heads_upsample: int | None = None,
     ) -> None:
         super().__init__()
-        _check_choice("time_embedding_type", time_embedding_type, ["positional"])
+        _check_choice("time_embedding_type", time_embedding_type, ["positional", "fourier"])
         _check_choice("mid_block_type", mid_block_type, ["UNetMidBlock2D", None])
         _check_choice("downsample_padding", downsample_padding, [0, 1])
         _check_choice("downsample_type", downsample_type, ["conv", "avg_pool"])
@@ -119,9 +146,9 @@ class UNet2DModel(ModelMixin):
         _check_choice("resnet_time_scale_shift", resnet_time_scale_shift, ["default", "scale_shift"])
         _check_choice("class_embed_type", class_embed_type, [None])
         for block_type in down_block_types:
-            _check_choice("down_block_types", block_type, list(DOWN_BLOCK_TYPES))
+            _check_choice("down_block_types", block_type, [*DOWN_BLOCK_TYPES, *SKIP_DOWN_BLOCK_TYPES])
         for block_type in up_block_types:
-            _check_choice("up_block_types", block_type, list(UP_BLOCK_TYPES))
+            _check_choice("up_block_types", block_type, [*UP_BLOCK_TYPES, *SKIP_UP_BLOCK_TYPES])
         channels = list(block_out_channels)
         levels = len(channels)
         if not levels or not levels == len(down_block_types) == len(up_block_types):
@@ -131,22 +158,36 @@ class UNet2DModel(ModelMixin):
             )
         if layers_per_block < 1:
             raise ValueError(f"layers_per_block must be at least 1, got {layers_per_block}")
-        if not norm_num_groups or any(width % norm_num_groups for width in channels):
+        skips_down = [block_type in SKIP_DOWN_BLOCK_TYPES for block_type in down_block_types]
+        skips_up = [block_type in SKIP_UP_BLOCK_TYPES for block_type in up_block_types]
+        if skips_down != sorted(skips_down, reverse=True) or skips_up != sorted(skips_up):
+            raise ValueError(
+                "levels whose type begins with Skip or AttnSkip must be those of the highest resolutions; "
+                f"got down_block_types={tuple(down_block_types)}, up_block_types={tuple(up_block_types)}"
+            )
+        is_ncsnpp = any(skips_down + skips_up)
+        if norm_num_groups is None and not all(skips_down + skips_up):
+            raise ValueError("norm_num_groups=None needs levels whose types begin with Skip or AttnSkip")
+        if norm_num_groups is not None and (not norm_num_groups or any(width % norm_num_groups for width in channels)):
             raise ValueError(f"norm_num_groups={norm_num_groups} must divide every one of {tuple(channels)}")
+        groups_below = norm_num_groups or quarter_groups(channels[-1])
 
+        activation = ACTIVATIONS[act_fn]
+        if is_ncsnpp and activation is swish:
+            activation = nn.functional.silu  # The authors of NCSN++ use PyTorch's, which rounds once.
         temb_channels = time_embedding_dim or 4 * channels[0]
         resnet = partial(
             ResnetBlock2D,
             temb_channels=temb_channels,
-            groups=norm_num_groups,
+            groups=groups_below,
             eps=norm_eps,
             dropout=dropout,
             scale_shift=resnet_time_scale_shift == "scale_shift",
-            activation=ACTIVATIONS[act_fn],
+            activation=activation,
         )
 
         def attention(
-            width: int, *, on_the_way_up: bool = False, groups: int | None = norm_num_groups, scale_factor: float = 1.0
+            width: int, *, on_the_way_up: bool = False, groups: int | None = groups_below, scale_factor: float = 1.0
         ) -> Attention:
             fixed_heads = num_attention_heads
             if on_the_way_up and num_attention_heads_upsample is not None:
@@ -158,27 +199,44 @@ class UNet2DModel(ModelMixin):
                 eps=norm_eps,
                 scale_q_and_k=fixed_heads is not None,
                 output_scale_factor=scale_factor,
+                pointwise=NetworkInNetwork if is_ncsnpp else PointwiseLinear,
             )
 
         downsampler = partial(Downsample2D, with_conv=downsample_type == "conv", padding=downsample_padding)
         upsampler = partial(Upsample2D, with_conv=upsample_type == "conv")
 
         self.center_input_sample = center_input_sample
-        self.activation = ACTIVATIONS[act_fn]
+        self.activation = activation
+        self.last_activation = nn.functional.silu if is_ncsnpp else swish
         self.in_channels = in_channels
-        self.size_multiple = 2 ** (levels - 1)
+        self.scale_by_sigma = time_embedding_type == "fourier"
 
         self.conv_in = nn.Conv2d(in_channels, channels[0], kernel_size=3, padding=1)
-        self.time_proj = Timesteps(channels[0], flip_sin_to_cos=flip_sin_to_cos, freq_shift=freq_shift)
-        self.time_embedding = TimestepEmbedding(channels[0], temb_channels)
+        self.time_proj = (
+            GaussianFourierProjection(channels[0], scale=FOURIER_SCALE)
+            if self.scale_by_sigma
+            else Timesteps(channels[0], flip_sin_to_cos=flip_sin_to_cos, freq_shift=freq_shift)
+        )
+        embedded = 2 * channels[0] if self.scale_by_sigma else channels[0]
+        self.time_embedding = TimestepEmbedding(embedded, temb_channels, self.last_activation)
         self.class_embedding = nn.Embedding(num_class_embeds, temb_channels) if num_class_embeds is not None else None
 
         self.down_blocks = nn.ModuleList()
         skip_channels = [channels[0]]
         for level, block_type in enumerate(down_block_types):
             width, is_last = channels[level], level == levels - 1
-            self.down_blocks.append(
-                DownBlock(
+            if block_type in SKIP_DOWN_BLOCK_TYPES:
+                block: nn.Module = skip_down_block(
+                    block_type,
+                    skip_channels[-1],
+                    width,
+                    layers=layers_per_block,
+                    resnet=resnet,
+                    attention=attention,
+                    image_channels=None if is_last else in_channels,
+                )
+            else:
+                block = DownBlock(
                     skip_channels[-1],
                     width,
                     layers=layers_per_block,
@@ -186,14 +244,14 @@ class UNet2DModel(ModelMixin):
                     attention=attention if DOWN_BLOCK_TYPES[block_type] else None,
                     downsampler=None if is_last else downsampler(width),
                 )
-            )
+            self.down_blocks.append(block)
             skip_channels += [width] * (layers_per_block if is_last else layers_per_block + 1)
 
         self.mid_block: MidBlock | None = None
         if mid_block_type is not None:
             groups = attn_norm_num_groups
             if groups is None and resnet_time_scale_shift == "default":
-                groups = norm_num_groups
+                groups = groups_below
             mid_attention = partial(attention, groups=groups, scale_factor=mid_block_scale_factor)
             self.mid_block = MidBlock(
                 channels[-1],
@@ -204,20 +262,31 @@ class UNet2DModel(ModelMixin):
         self.up_blocks = nn.ModuleList()
         below = channels[-1]
         for level, block_type in zip(reversed(range(levels)), up_block_types, strict=True):
-            width = channels[level]
-            self.up_blocks.append(
-                UpBlock(
+            width, taken = channels[level], [skip_channels.pop() for _ in range(layers_per_block + 1)]
+            if block_type in SKIP_UP_BLOCK_TYPES:
+                block = skip_up_block(
+                    block_type,
                     below,
-                    [skip_channels.pop() for _ in range(layers_per_block + 1)],
+                    taken,
+                    width,
+                    resnet=resnet,
+                    attention=partial(attention, on_the_way_up=True),
+                    image_channels=out_channels if level else None,
+                    eps=norm_eps,
+                )
+            else:
+                block = UpBlock(
+                    below,
+                    taken,
                     width,
                     resnet=resnet,
                     attention=partial(attention, on_the_way_up=True) if UP_BLOCK_TYPES[block_type] else None,
                     upsampler=upsampler(width) if level else None,
                 )
-            )
+            self.up_blocks.append(block)
             below = width
 
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, channels[0], eps=norm_eps)
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups or quarter_groups(channels[0]), channels[0], eps=norm_eps)
         self.conv_out = nn.Conv2d(channels[0], out_channels, kernel_size=3, padding=1)
 
     def forward(
@@ -231,60 +300,59 @@ class UNet2DModel(ModelMixin):
 
         Args:
             sample: (B, in_channels, H, W), of the network's dtype.
-            timestep: one number for the batch or (B,), integer or fractional.
+            timestep: one number for the batch or (B,), integer or fractional; σ > 0 with Fourier features.
             class_labels: (B,) integers in [0, num_class_embeds), exactly if the network is conditional.
             return_dict: False returns a tuple instead of an UNet2DOutput.
 
         Raises TypeError for what is not a tensor or number, ValueError for a wrong shape, dtype or value.
         """
-        self._check_sample(sample)
+        dtype, levels = self.conv_in.weight.dtype, len(self.down_blocks)
+        check_sample(sample, channels=self.in_channels, dtype=dtype, levels=levels)
         if self.center_input_sample:
             sample = 2 * sample - 1
 
-        timesteps = _timesteps_per_sample(timestep, sample)
+        timesteps = timesteps_per_sample(timestep, sample)
         temb = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
         if self.class_embedding is not None or class_labels is not None:
             temb = temb + self._embedded_classes(class_labels, sample)
         temb = self.activation(temb)
 
         h = self.conv_in(sample)
-        skips = [h]
+        skips, pyramid = [h], sample
         for down_block in self.down_blocks:
-            h, computed = down_block(h, temb)
+            if isinstance(down_block, PyramidDownBlock):
+                h, computed, pyramid = down_block(h, temb, pyramid)
+            else:
+                h, computed = down_block(h, temb)
             skips += computed
         if self.mid_block is not None:
             h = self.mid_block(h, temb)
+        gathered: Tensor | None = None  # The images that the levels of NCSN++ add to the output.
         for up_block in self.up_blocks:
-            h = up_block(h, skips, temb)
-        h = self.conv_out(swish(self.conv_norm_out(h)))
+            if isinstance(up_block, PyramidUpBlock):
+                h, gathered = up_block(h, skips, temb, gathered)
+            else:
+                h = up_block(h, skips, temb)
+        h = self.conv_out(self.last_activation(self.conv_norm_out(h)))
+        if gathered is not None:
+            h = gathered + h
+        if self.scale_by_sigma:
+            h = (h / timesteps[:, None, None, None]).to(h.dtype)
 
         return UNet2DOutput(sample=h) if return_dict else (h,)
 
     @classmethod
     def rename_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The attention keys of older checkpoints (query, key, value, proj_attn) under today's names."""
+        """The keys of older checkpoints under today's names: attention as query, key, value, proj_attn; `time_proj.W`."""
+        if "time_proj.W" in state:  # Published twice, or under this name alone.
+            state = dict(state)
+            frequencies = state.pop("time_proj.W")
+            state.setdefault("time_proj.weight", frequencies)
         pattern = re.compile(r"(?<=\battentions\.)(\d+)\.(" + "|".join(OLD_ATTENTION_KEYS) + r")\.")
         return {
             pattern.sub(lambda match: f"{match[1]}.{OLD_ATTENTION_KEYS[match[2]]}.", key): value
             for key, value in state.items()
         }
-
-    def _check_sample(self, sample: Tensor) -> None:
-        if not isinstance(sample, Tensor):
-            raise TypeError(f"sample must be a tensor, got {type(sample).__name__}")
-        if sample.ndim != 4 or sample.shape[1] != self.in_channels:
-            raise ValueError(f"sample must have shape (B, {self.in_channels}, H, W), got {tuple(sample.shape)}")
-        dtype = self.conv_in.weight.dtype
-        if sample.dtype != dtype:
-            raise ValueError(
-                f"sample is {sample.dtype} but the network is {dtype}; convert one of them with .to(dtype)"
-            )
-        height, width = sample.shape[2:]
-        if not height or not width or height % self.size_multiple or width % self.size_multiple:
-            raise ValueError(
-                f"height and width must be positive multiples of {self.size_multiple} for a network of "
-                f"{len(self.down_blocks)} levels, got {height} x {width}"
-            )
 
     def _embedded_classes(self, class_labels: Tensor | None, sample: Tensor) -> Tensor:
         """(B,) labels -> (B, temb_channels). Their range is checked on the CPU only; elsewhere that would stall."""
@@ -303,20 +371,6 @@ class UNet2DModel(ModelMixin):
         if class_labels.device.type == "cpu" and ((class_labels < 0) | (class_labels >= classes)).any():
             raise ValueError(f"class_labels must be in [0, {classes}), got {class_labels.tolist()}")
         return self.class_embedding(class_labels.to(sample.device))
-
-
-def _timesteps_per_sample(timestep: Tensor | float, sample: Tensor) -> Tensor:
-    """One number or (B,) -> (B,) on the sample's device."""
-    if not isinstance(timestep, Tensor):
-        if isinstance(timestep, bool) or not isinstance(timestep, Real):
-            raise TypeError(f"timestep must be a number or a tensor, got {type(timestep).__name__}")
-        timestep = torch.tensor(float(timestep), dtype=torch.float32)
-    batch = sample.shape[0]
-    if timestep.ndim > 1 or timestep.numel() not in (1, batch):
-        raise ValueError(f"timestep must be one number or have shape ({batch},), got {tuple(timestep.shape)}")
-    if timestep.dtype == torch.bool or timestep.is_complex():
-        raise ValueError(f"timestep must be integer or real, got {timestep.dtype}")
-    return timestep.to(sample.device).expand(batch)
 
 
 def _number_of_heads(channels: int, heads: int | None, head_dim: int | None) -> int:

@@ -2,9 +2,51 @@
 
 from __future__ import annotations
 
+from diffusers_ref.schedulers.consistency import CMStochasticIterativeScheduler
 from diffusers_ref.schedulers.ddim import DDIMScheduler
 from diffusers_ref.schedulers.ddpm import DDPMScheduler
+from diffusers_ref.schedulers.edm_ablation import EDMAblationScheduler
+from diffusers_ref.schedulers.edm_euler import EDMEulerScheduler
+from diffusers_ref.schedulers.edm_heun import EDMHeunScheduler
+from diffusers_ref.schedulers.euler_ancestral_discrete import EulerAncestralDiscreteScheduler
+from diffusers_ref.schedulers.euler_discrete import EulerDiscreteScheduler
+from diffusers_ref.schedulers.flow_match_dpmpp_2m import FlowMatchDPMPP2MScheduler
+from diffusers_ref.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
+from diffusers_ref.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
+from diffusers_ref.schedulers.heun_discrete import HeunDiscreteScheduler
+from diffusers_ref.schedulers.k_dpm_2_ancestral_discrete import KDPM2AncestralDiscreteScheduler
+from diffusers_ref.schedulers.k_dpm_2_discrete import KDPM2DiscreteScheduler
+from diffusers_ref.schedulers.karras_ve import KarrasVeScheduler
+from diffusers_ref.schedulers.lcm import LCMScheduler
+from diffusers_ref.schedulers.lms_discrete import LMSDiscreteScheduler
 from diffusers_ref.schedulers.pndm import PNDMScheduler
 from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput
+from diffusers_ref.schedulers.score_sde_sub_vp import ScoreSdeSubVpScheduler
+from diffusers_ref.schedulers.score_sde_ve import ScoreSdeVeScheduler
+from diffusers_ref.schedulers.score_sde_vp import ScoreSdeVpScheduler
 
-__all__ = ["DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "SchedulerMixin", "SchedulerOutput"]
+__all__ = [
+    "CMStochasticIterativeScheduler",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "EDMAblationScheduler",
+    "EDMEulerScheduler",
+    "EDMHeunScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
+    "FlowMatchDPMPP2MScheduler",
+    "FlowMatchEulerDiscreteScheduler",
+    "FlowMatchHeunDiscreteScheduler",
+    "HeunDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+    "KarrasVeScheduler",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
+    "SchedulerMixin",
+    "SchedulerOutput",
+    "ScoreSdeSubVpScheduler",
+    "ScoreSdeVeScheduler",
+    "ScoreSdeVpScheduler",
+]

@@ -6,7 +6,7 @@ The recipe and precision of these tables belong to the definition of an original
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,13 +39,13 @@ class NoiseTable:
         table, alphas_cumprod = torch.from_numpy(betas), torch.from_numpy(exact)
         if coefficients is not Coefficients.FLOAT64:
             table, alphas_cumprod = table.float(), alphas_cumprod.float()
-        if coefficients is Coefficients.FLOAT32_CUMPROD:
+        if coefficients in _FLOAT32_PRODUCTS:
             alphas_cumprod = (1.0 - table).cumprod(dim=0)
         return cls(coefficients, betas, exact, table, alphas_cumprod)
 
     def forward_coefficients(self, timesteps: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """sqrt(abar_t) and sqrt(1 - abar_t) at each of `timesteps` (any shape, on the CPU), in `dtype`."""
-        if self.coefficients is Coefficients.FLOAT32_CUMPROD:
+        if self.coefficients in _FLOAT32_PRODUCTS:
             abar = self.alphas_cumprod[timesteps].to(dtype)
             return abar.sqrt(), (1.0 - abar).sqrt()
         signal = torch.from_numpy(np.sqrt(self.exact_alphas_cumprod))
@@ -79,7 +79,11 @@ def make_betas(
             )
     if not ((betas > 0) & (betas <= 1)).all():
         raise ConfigError(f"{source} gives betas from {betas.min()} to {betas.max()}; allowed: above 0, at most 1")
-    return rescale_to_zero_terminal_snr(betas) if rescale_zero_snr else betas
+    if coefficients is Coefficients.FLOAT32:
+        betas = betas.astype(np.float32)
+    if rescale_zero_snr:
+        betas = rescale_to_zero_terminal_snr(betas)
+    return betas.astype(np.float64)
 
 
 def _named_betas(
@@ -92,7 +96,10 @@ def _named_betas(
             raise ConfigError(f"beta_start={start} and beta_end={end} must not be negative")
         return _linspace(start**0.5, end**0.5, count, coefficients) ** 2
     if schedule is BetaSchedule.SQUAREDCOS_CAP_V2:
-        return _squared_cosine(count)
+        # Improved DDPM (arXiv 2102.09672), eq. 17.
+        return _capped(count, lambda u: math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2)
+    if schedule is BetaSchedule.EXP:
+        return _capped(count, lambda u: math.exp(-12.0 * u))
     if schedule is BetaSchedule.SIGMOID:
         return 1 / (np.exp(-np.linspace(-6, 6, count)) + 1) * (end - start) + start
     if schedule is BetaSchedule.JSD:
@@ -108,26 +115,28 @@ def _linspace(start: float, end: float, count: int, coefficients: Coefficients) 
     # CompVis alone fills its float64 table with torch, whose linspace rounds a third of the entries differently.
     if coefficients is Coefficients.COMPVIS:
         return torch.linspace(start, end, count, dtype=torch.float64).numpy()
+    if coefficients is Coefficients.FLOAT32:
+        return torch.linspace(start, end, count, dtype=torch.float32).numpy()
     return np.linspace(start, end, count, dtype=np.float64)
 
 
-def _squared_cosine(count: int, max_beta: float = 0.999) -> np.ndarray:
-    """Improved DDPM (arXiv 2102.09672), eq. 17: beta_t = 1 - abar_t / abar_{t-1}, capped."""
-
-    def abar(u: float) -> float:
-        return math.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
-
+def _capped(count: int, abar: Callable[[float], float], max_beta: float = 0.999) -> np.ndarray:
+    """beta_t = 1 - abar(t/T) / abar((t-1)/T), capped."""
     return np.array([min(1 - abar((i + 1) / count) / abar(i / count), max_beta) for i in range(count)])
 
 
 def rescale_to_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """Common Diffusion Noise Schedules and Sample Steps are Flawed (arXiv 2305.08891), Algorithm 1, in float64.
+    """Common Diffusion Noise Schedules and Sample Steps are Flawed (arXiv 2305.08891), Algorithm 1, in the dtype of betas.
 
     sqrt(abar) is shifted so that its last entry is 0 and scaled so that its first entry stays.
     """
-    sqrt_abar = np.sqrt(np.cumprod(1.0 - betas))
+    sqrt_abar = torch.from_numpy(1.0 - betas).cumprod(dim=0).sqrt()
     first, last = sqrt_abar[0], sqrt_abar[-1]
     if len(betas) < 2 or first == last:
         raise ConfigError("rescale_betas_zero_snr needs at least two timesteps with falling signal")
     abar = ((sqrt_abar - last) * (first / (first - last))) ** 2
-    return 1.0 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
+    return (1.0 - torch.cat([abar[:1], abar[1:] / abar[:-1]])).numpy()
+
+
+_FLOAT32_PRODUCTS = (Coefficients.FLOAT32, Coefficients.FLOAT32_CUMPROD)
+"""The recipes that multiply betas of float32."""

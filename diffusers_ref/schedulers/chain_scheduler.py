@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,6 +17,13 @@ from diffusers_ref.schedulers.timesteps import make_grid
 class ChainScheduler(SchedulerMixin):
     """A sampler over the variance-preserving chain of T training timesteps (DDPM, arXiv 2006.11239, eq. 2 to 4)."""
 
+    _recipes: ClassVar[tuple[Coefficients, ...]] = (
+        Coefficients.FLOAT64,
+        Coefficients.FLOAT32_CUMPROD,
+        Coefficients.COMPVIS,
+    )
+    """The recipes of the originals that a class reproduces."""
+
     _table: NoiseTable
     _spacing: TimestepSpacing
 
@@ -29,7 +36,7 @@ class ChainScheduler(SchedulerMixin):
         schedule = choose(BetaSchedule, "beta_schedule", config.beta_schedule)
         coefficients = default_coefficients
         if config.coefficients is not None:
-            coefficients = choose(Coefficients, "coefficients", config.coefficients)
+            coefficients = choose(Coefficients, "coefficients", config.coefficients, allowed=self._recipes)
         betas = make_betas(
             schedule,
             config.beta_start,

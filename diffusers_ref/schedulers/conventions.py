@@ -8,6 +8,8 @@ values that HF diffusers configurations use, with their meaning there; the other
 - luping-liu: github.com/luping-liu/PNDM (PNDM)
 - openai: github.com/openai/improved-diffusion and guided-diffusion
 - CompVis: github.com/CompVis/latent-diffusion and stable-diffusion
+- luosiallen: github.com/luosiallen/latent-consistency-model (LCM)
+- crowsonkb: github.com/crowsonkb/k-diffusion
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ class BetaSchedule(str, Enum):
     """Published; "quad" of hojonathanho, ermongroup, luping-liu; "linear" of CompVis: linear in sqrt(beta)."""
     SQUAREDCOS_CAP_V2 = "squaredcos_cap_v2"
     """Published; "cosine" of openai and luping-liu: abar_t ~ cos²((t/T + 0.008) / 1.008 · pi/2), beta_t up to 0.999."""
+    EXP = "exp"
+    """Published, for samplers in sigma: abar_t = exp(-12 t/T), beta_t up to 0.999."""
     SIGMOID = "sigmoid"
     """Published, ermongroup: sigmoid of -6 to 6, scaled to beta_start .. beta_end."""
     CONST = "const"
@@ -49,6 +53,8 @@ class Coefficients(str, Enum):
     """ermongroup, luping-liu: betas rounded to float32, the cumulative product in float32, coefficients from it."""
     COMPVIS = "compvis"
     """CompVis: the cumulative product in float64, rounded to float32 once, coefficients from the rounded table."""
+    FLOAT32 = "float32"
+    """luosiallen, as HF diffusers: the betas themselves in float32 arithmetic, and everything that follows."""
 
 
 class TimestepSpacing(str, Enum):
@@ -100,6 +106,21 @@ class VarianceType(str, Enum):
     @property
     def is_learned(self) -> bool:
         return self in (VarianceType.LEARNED, VarianceType.LEARNED_RANGE)
+
+
+class SigmaSchedule(str, Enum):
+    """Which noise levels sigma crowsonkb's samplers visit: its functions `get_sigmas` and `get_sigmas_*`."""
+
+    DISCRETE = "discrete"
+    """crowsonkb, `DiscreteSchedule.get_sigmas`: at n times evenly from T-1 to 0, linear in log sigma between them."""
+    KARRAS = "karras"
+    """crowsonkb: EDM's grid (arXiv 2206.00364), eq. 5."""
+    EXPONENTIAL = "exponential"
+    """crowsonkb: evenly in log sigma."""
+    POLYEXPONENTIAL = "polyexponential"
+    """crowsonkb: polynomial in log sigma."""
+    VP = "vp"
+    """crowsonkb: the continuous variance-preserving process of score SDE (arXiv 2011.13456), evenly in time."""
 
 
 class Solver(str, Enum):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,7 +45,7 @@ class SchedulerMixin(ConfigMixin):
 
     config_name = "scheduler_config.json"
 
-    order: ClassVar[int] = 1
+    order: int = 1
     """Entries of `timesteps` per entry of the grid; kept at 1 as in published pipelines, also where it varies."""
 
     init_noise_sigma: float = 1.0

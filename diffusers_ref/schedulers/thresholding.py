@@ -18,12 +18,12 @@ def limit_x0(x0: Tensor, config: Mapping[str, Any]) -> Tensor:
     return x0
 
 
-def dynamic_threshold(x0: Tensor, ratio: float, max_value: float) -> Tensor:
+def dynamic_threshold(x0: Tensor, ratio: float, max_value: float | None, min_value: float = 1.0) -> Tensor:
     """Imagen (arXiv 2205.11487), section 2.3: clamp each sample to its own percentile s, then divide by s.
 
-    x0: (B, ...). ratio: which quantile of |x_0| is s, in [0, 1]. s lies in [1, max_value]; max_value = 1 is static
-    clipping to [-1, 1].
+    x0: (B, ...). ratio: which quantile of |x_0| is s, in [0, 1]. s lies in [min_value, max_value], without an upper end
+    for None; max_value = 1 is static clipping to [-1, 1].
     """
     flat = x0.reshape(x0.shape[0], -1)
-    s = torch.quantile(flat.abs(), ratio, dim=1, keepdim=True).clamp(min=1, max=max_value)
+    s = torch.quantile(flat.abs(), ratio, dim=1, keepdim=True).clamp(min=min_value, max=max_value)
     return (flat.clamp(-s, s) / s).reshape(x0.shape)

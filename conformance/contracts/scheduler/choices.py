@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import random
 import re
@@ -15,7 +16,7 @@ from conformance.contracts.contract import Contract, Given
 from conformance.contracts.result import NotApplicable, Violation
 from conformance.contracts.scheduler.cover import Config, Pair, pairs_of, pairwise
 from conformance.contracts.scheduler.driver import SchedulerUnderTest
-from conformance.contracts.scheduler.options import contradicts, defaults
+from conformance.contracts.scheduler.options import contradicts, defaults, parameters
 from conformance.contracts.scheduler.probes import every_option, meaningless
 from conformance.contracts.scheduler.support import REFUSALS, STEPS, full_run, noise, require_runs
 
@@ -63,7 +64,9 @@ def options_have_an_effect(subject: SchedulerUnderTest, given: Given) -> None:
     require_runs(subject)
     silent = []
     for name, values in {**subject.options, **_numbers(subject)}.items():
-        if name not in NOT_IN_STEPS and not _has_effect(subject, name, values):
+        if name not in NOT_IN_STEPS and not (
+            _has_effect(subject, name, values) or _is_default_count(subject, name, values)
+        ):
             silent.append(f"{name} ({', '.join(map(repr, values))})")
     if silent:
         raise Violation(f"accepted, but without an effect in any combination that was tried: {'; '.join(silent)}")
@@ -203,6 +206,19 @@ def _has_effect(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...])
             if other is not None and other != plain:
                 return True
     return not compared  # a class that refuses every other value ignores nothing
+
+
+def _is_default_count(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...]) -> bool:
+    """Whether the option is the number of steps that `set_timesteps` takes where it is told none."""
+    if parameters(subject.cls, "set_timesteps")["num_inference_steps"].default is inspect.Parameter.empty:
+        return False
+    try:
+        schedulers = [subject.make(**{name: value}) for value in values]
+        for scheduler in schedulers:
+            scheduler.set_timesteps()
+    except Exception:  # noqa: BLE001 - a class without such a default
+        return False
+    return len({len(scheduler.timesteps) for scheduler in schedulers}) == len(values)
 
 
 def _more(subject: SchedulerUnderTest) -> Iterator[Config]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from conformance.contracts.result import NotApplicable
-from conformance.contracts.scheduler.options import UNUSUAL, option_values, parameters, required, samples_tokens
+from conformance.contracts.scheduler.options import SCORES, UNUSUAL, option_values, parameters, required, samples_tokens
 
 SHAPE = (2, 3, 4, 2)  # (B, C, H, W): no two sizes alike but the batch and the width, so that a wrong axis shows
 CORE = ("model_output", "timestep", "sample")
@@ -167,6 +167,8 @@ class SchedulerUnderTest:
             output = (x0 - skip * x) / out  # consistency models: skip·x + out·F = x_0
         elif kind == "flow_prediction" or (kind is None and hasattr(scheduler, "scale_noise")):
             output = (noise - x0) * self._time_direction(scheduler)
+        elif kind is None and self.name in SCORES:
+            output = -noise / b
         elif kind in (None, "epsilon"):
             output = noise
         elif kind == "sample":

@@ -21,7 +21,8 @@ ROUNDINGS = 8 * EPS
 
 def noise_is_added_linearly(subject: SchedulerUnderTest, given: Given) -> None:
     """add_noise (or scale_noise) gives a·x_0 + b·noise for any x_0 and noise, and a and b are those of a published
-    process: a² + b² = 1 (variance preserving), a = 1 (exploding) or a + b = 1 (flow), the same one at all timesteps.
+    process: a² + b² = 1 (variance preserving), a² + b = 1 (sub-VP), a = 1 (exploding) or a + b = 1 (flow), the same one
+    at all timesteps.
 
     In float32 and float64, and for all options.
     """
@@ -30,6 +31,7 @@ def noise_is_added_linearly(subject: SchedulerUnderTest, given: Given) -> None:
         levels = grid.levels
         deviations = {
             "a² + b² = 1": max(abs(math.hypot(a, b) - 1) for a, b in levels),
+            "a² + b = 1": max(abs(a * a + b - 1) for a, b in levels),
             "a = 1": max(abs(a - 1) for a, b in levels),
             "a + b = 1": max(abs(a + b - 1) for a, b in levels),
         }

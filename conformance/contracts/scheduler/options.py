@@ -39,8 +39,20 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
     "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",)},
     "UniPCMultistepScheduler": {"solver_type": ("bh2", "bh1")},
     "SASolverScheduler": {"algorithm_type": ("data_prediction", "noise_prediction")},
+    "ScoreSdeSubVpScheduler": {"predictor": ("euler_maruyama", "reverse_diffusion")},
+    "ScoreSdeVeScheduler": {
+        "predictor": ("reverse_diffusion", "ancestral_sampling", "euler_maruyama", "none"),
+        "corrector": ("langevin", "ald", "none"),
+    },
+    "ScoreSdeVpScheduler": {
+        "predictor": ("euler_maruyama", "reverse_diffusion", "ancestral_sampling", "none"),
+        "corrector": ("none", "langevin", "ald"),
+    },
 }
 """Options whose values are another list in these classes."""
+
+SCORES = frozenset({"ScoreSdeVeScheduler"})
+"""Classes whose network returns the score, the gradient of log p: -noise / b in x = a·x_0 + b·noise."""
 
 EXCLUSIVE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
 """At most one of these can be on."""

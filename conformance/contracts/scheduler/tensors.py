@@ -237,7 +237,7 @@ def half_precision_keeps_the_levels(subject: SchedulerUnderTest, given: Given) -
 def float64_is_not_narrowed(subject: SchedulerUnderTest, given: Given) -> None:
     """A step computes float64 samples in float64: a change that float32 could not hold reaches the result.
 
-    Tables may be float32; the arithmetic may not.
+    Tables may be float32; the arithmetic may not. A change that is lost beside a large sample says nothing.
     """
     config = some_config(subject, given)
     run = record(subject, config, given.seed(), SHAPE)
@@ -252,7 +252,8 @@ def float64_is_not_narrowed(subject: SchedulerUnderTest, given: Given) -> None:
     for index, (plain, finely, coarsely) in enumerate(zip(*results, strict=True)):
         if plain.dtype is not torch.float64:
             raise Violation(f"the result for float64 samples is {plain.dtype}", step=index)
-        if torch.equal(plain, finely) and not torch.equal(plain, coarsely):
+        moved = (coarsely - plain).abs()
+        if torch.equal(plain, finely) and (2.0**-16 * moved > 2.0**-50 * plain.abs()).any():
             raise Violation(
                 f"scaling a float64 {which} by 1 + 1.5e-11 changed nothing: it is rounded to float32", step=index
             )

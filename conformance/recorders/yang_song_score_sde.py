@@ -1,0 +1,272 @@
+"""Recorder for yang-song/score_sde_pytorch: predictor–corrector samplers of the VE, VP and sub-VP SDEs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from conformance.network import AnalyticNetwork
+from conformance.recorders.checkout import Original, importing, widened
+from conformance.recorders.network_cases import ModelCase, PipelineCase
+from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
+
+ORIGINAL = Original(
+    system="score-sde",
+    repository="yang-song/score_sde_pytorch",
+    commit="cb1f359f4aadf0ff9a5e122fe8fffc9451fd6e44",
+    licence="Apache-2.0",
+    paper_title="Score-Based Generative Modeling through Stochastic Differential Equations",
+    arxiv="2011.13456",
+)
+STUBS = ("torch.utils.cpp_extension",)
+CHANGES = (
+    "torch.utils.cpp_extension stubbed",
+    "sampling.shared_predictor_update_fn: the network answers first, before noise is drawn; this changes no number",
+)
+LIFTED = (
+    "sde_lib: the float32 tables of the discrete chains are handed out as float64",
+    "sde_lib: sde, marginal_prob and discretize compute in float64 from the float32 times; what the network is given "
+    "as time stays float32",
+    "sampling.LangevinCorrector: step sizes in float64",
+)
+SCHEDULERS = {"VESDE": "ScoreSdeVeScheduler", "VPSDE": "ScoreSdeVpScheduler", "subVPSDE": "ScoreSdeSubVpScheduler"}
+DISCRETE_TABLES = ("discrete_betas", "alphas", "alphas_cumprod", "sqrt_1m_alphas_cumprod", "discrete_sigmas")
+
+
+@contextmanager
+def original(source: Path) -> Iterator[SimpleNamespace]:
+    """The original's modules: `sampling`, `sde_lib`; of `models`, `mutils` (utils), the networks and their layers."""
+    names = ("utils", "ncsnpp", "ddpm", "layers", "layerspp", "up_or_down_sampling")
+    with importing(source, ["sampling", "sde_lib", *(f"models.{name}" for name in names)], STUBS) as found:
+        sampling, sde_lib, mutils, *networks = found
+        yield SimpleNamespace(
+            sampling=sampling, sde_lib=sde_lib, mutils=mutils, **dict(zip(names[1:-1], networks, strict=False)),
+            up_or_down=networks[-1],
+        )  # fmt: skip
+
+
+class _Network:
+    """What the original asks a model for: `eval`, and being called with labels."""
+
+    def __init__(self, network: Callable[..., torch.Tensor]) -> None:
+        self._network = network
+
+    def eval(self) -> None:
+        pass
+
+    def __call__(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return self._network(x, labels)
+
+
+class _Answer(_Network):
+    """A network that is asked once; what it answers the first time, it answers again."""
+
+    _answer: torch.Tensor | None = None
+
+    def __call__(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if self._answer is None:
+            self._answer = self._network(x, labels)
+        return self._answer
+
+
+@contextmanager
+def answering_first(code: SimpleNamespace) -> Iterator[None]:
+    """The predictor's network answers before anything else is done in its step.
+
+    So every draw follows the evaluation that it is for, and a forced run's state is in place from the beginning.
+    """
+    update = code.sampling.shared_predictor_update_fn
+
+    def after_the_answer(
+        x: torch.Tensor, t: torch.Tensor, sde: Any, model: Any, predictor: Any, continuous: bool, **options: Any
+    ) -> Any:
+        if predictor is not code.sampling.NonePredictor:
+            model = _Answer(model)
+            code.mutils.get_score_fn(sde, model, continuous=continuous)(x, t)
+        return update(x, t, sde=sde, model=model, predictor=predictor, continuous=continuous, **options)
+
+    with patch.object(code.sampling, "shared_predictor_update_fn", after_the_answer):
+        yield
+
+
+@contextmanager
+def lifted(sde: Any, dtype: torch.dtype) -> Iterator[None]:
+    """For the oracle: float64 arithmetic on the float32 tables and times."""
+    if dtype != torch.float64:
+        yield
+        return
+    for name in DISCRETE_TABLES:
+        if hasattr(sde, name):
+            setattr(sde, name, getattr(sde, name).double())
+    drift_and_diffusion, marginal, discretize = sde.sde, sde.marginal_prob, sde.discretize
+    sde.sde = lambda x, t: drift_and_diffusion(x, t.double())
+    if type(sde).__name__ == "VESDE":  # Its standard deviation is what the network is given, a float32 number.
+        sde.marginal_prob = lambda x, t: (x, marginal(x, t)[1].double())
+    else:
+        sde.marginal_prob = lambda x, t: marginal(x, t.double())
+
+    def discretized(x: torch.Tensor, t: torch.Tensor) -> Any:
+        torch.set_default_dtype(torch.float64)
+        try:
+            return discretize(x, t)
+        finally:
+            torch.set_default_dtype(torch.float32)
+
+    sde.discretize = discretized
+    with widened(torch, "ones_like"):
+        yield
+
+
+def sampler(
+    code: SimpleNamespace, sde_name: str, sde_options: dict[str, Any], sampling: dict[str, Any]
+) -> Callable[..., Run]:
+    """`run` of a case: the original's pc_sampler on an SDE of `sde_options`; `sampling` as in its config files."""
+    options = {"corrector": "none", "snr": 0.16, "n_steps": 1, "probability_flow": False, "continuous": True,
+               "denoise": True, **sampling}  # fmt: skip
+    predictor = code.sampling.get_predictor(options.pop("predictor"))
+    corrector = code.sampling.get_corrector(options.pop("corrector"))
+
+    def run(network: Callable[..., torch.Tensor], shape: Sequence[int], dtype: torch.dtype) -> Run:
+        sde = getattr(code.sde_lib, sde_name)(**sde_options)
+        tables = _tables(sde, options["eps"])
+        initial: list[torch.Tensor] = []
+        prior = sde.prior_sampling
+
+        def prior_sampling(shape: Sequence[int]) -> torch.Tensor:
+            x = prior(shape)
+            initial.append(x.clone())
+            return x.to(dtype)
+
+        sde.prior_sampling = prior_sampling
+        with answering_first(code), lifted(sde, dtype):
+            sample = code.sampling.get_pc_sampler(
+                sde, shape, predictor, corrector, inverse_scaler=lambda x: x, device="cpu", **options
+            )
+            final, _ = sample(_Network(network))
+        return Run(final, None, tables, initial[0])
+
+    return run
+
+
+def _tables(sde: Any, eps: float) -> dict[str, torch.Tensor]:
+    """The discrete chain and, of the VE SDE, σ at every level."""
+    tables = {name: getattr(sde, name) for name in ("discrete_betas", "discrete_sigmas") if hasattr(sde, name)}
+    if type(sde).__name__ == "VESDE":
+        levels = torch.linspace(sde.T, eps, sde.N)
+        tables["sigmas"] = torch.cat([sde.marginal_prob(None, t.reshape(1))[1] for t in levels])
+    return tables
+
+
+def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | PipelineCase]:
+    """The samplers; then the networks and the pipeline."""
+    yield from sampler_cases(code)
+
+
+VE = {"sigma_min": 0.01, "sigma_max": 50.0}
+VP = {"beta_min": 0.1, "beta_max": 20.0}
+MILD = {"beta_min": 0.1, "beta_max": 5.0}
+
+
+def sampler_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
+    """Every predictor with every corrector that the original can run, pairwise over the other options.
+
+    Small numbers of steps make the roots of the discrete VP chain negative; those cases have a small β_max.
+    """
+    reverse, ancestral, euler = "reverse_diffusion", "ancestral_sampling", "euler_maruyama"
+    case = partial(_case, code)
+    yield case("VESDE", 5, VE, reverse, "langevin")
+    yield case("VESDE", 9, {**VE, "sigma_max": 1348.0}, reverse, "langevin", n_steps=2, snr=0.1, denoise=False)
+    yield case("VESDE", 1, {**VE, "sigma_min": 5.0}, reverse, shape=(3, 1, 4, 2))
+    yield case("VESDE", 10, VE, reverse, probability_flow=True)
+    yield case("VESDE", 7, VE, ancestral, "langevin", shape=(3, 2, 4, 2))
+    yield case("VESDE", 6, {**VE, "sigma_max": 2.0}, ancestral, continuous=False, denoise=False)
+    yield case("VESDE", 8, VE, euler)
+    yield case("VESDE", 4, {"sigma_min": 0.05, "sigma_max": 2.0}, euler, "ald", continuous=False, snr=0.3)
+    yield case("VESDE", 5, VE, "none", "langevin", n_steps=2)
+    yield case("VESDE", 100, VE, reverse, "langevin")
+    yield case("VPSDE", 10, VP, euler)
+    yield case("VPSDE", 2, VP, euler, denoise=False, eps=0.1)
+    yield case("VPSDE", 21, VP, reverse, "langevin")
+    yield case("VPSDE", 7, MILD, reverse, probability_flow=True, continuous=False)
+    yield case("VPSDE", 6, MILD, ancestral, "ald", n_steps=2, snr=0.3, denoise=False)
+    yield case("VPSDE", 40, VP, ancestral, continuous=False)
+    yield case("VPSDE", 6, MILD, euler, "langevin", continuous=False)
+    yield case("subVPSDE", 10, VP, euler, denoise=False)
+    yield case("subVPSDE", 7, VP, reverse, eps=0.02)
+    yield case("subVPSDE", 12, MILD, reverse, probability_flow=True)
+
+
+LOCATIONS = {"VESDE": "Algorithms 1, 2 and 4; equation 30", "VPSDE": "Algorithms 1, 3 and 5; equation 32",
+             "subVPSDE": "Algorithm 1; equation 12"}  # fmt: skip
+PREDICTORS = {"euler_maruyama": "EulerMaruyamaPredictor", "reverse_diffusion": "ReverseDiffusionPredictor",
+              "ancestral_sampling": "AncestralSamplingPredictor", "none": "NonePredictor"}  # fmt: skip
+CORRECTORS = {"langevin": "LangevinCorrector", "ald": "AnnealedLangevinDynamics", "none": "NoneCorrector"}
+
+
+def _case(
+    code: SimpleNamespace,
+    sde: str,
+    steps: int,
+    sde_options: dict[str, Any],
+    predictor: str,
+    corrector: str = "none",
+    shape: tuple[int, ...] | None = None,
+    **sampling: Any,
+) -> SchedulerCase:
+    sampling = {"eps": 1e-5 if sde == "VESDE" else 1e-3, "predictor": predictor, "corrector": corrector, **sampling}
+    substeps = sampling.get("n_steps", 1) if corrector != "none" else 0
+    config = {
+        "num_train_timesteps": steps,
+        "sampling_eps": sampling["eps"],
+        "predictor": predictor,
+        "corrector": corrector,
+        "probability_flow": sampling.get("probability_flow", False),
+        "noise_removal": sampling.get("denoise", True),
+        **sde_options,
+    }
+    if sde != "subVPSDE":
+        config |= {"snr": sampling.get("snr", 0.16), "correct_steps": sampling.get("n_steps", 1)}
+        config["continuous"] = sampling.get("continuous", True)
+    evaluations = steps * (substeps + (predictor != "none"))
+    words = [sde.removesuffix("SDE"), predictor, corrector if substeps else "", str(substeps) if substeps > 1 else "",
+             "flow" if config["probability_flow"] else "", "" if config.get("continuous", True) else "discrete",
+             "" if config["noise_removal"] else "noisy", str(steps)]  # fmt: skip
+    return SchedulerCase(
+        name="-".join(word for word in words if word).lower().replace("_", "-"),
+        title=f"{sde}, predictor {predictor}, corrector {corrector}, N = {steps}",
+        location=LOCATIONS[sde],
+        cls=SCHEDULERS[sde],
+        config=config,
+        set_timesteps={"num_inference_steps": steps},
+        run=sampler(code, sde, {**sde_options, "N": steps}, sampling),
+        network=_network(sde, steps, config),
+        functions=(
+            "sampling.py:get_pc_sampler",
+            f"sampling.py:{PREDICTORS[predictor]}",
+            f"sampling.py:{CORRECTORS[corrector]}",
+            f"sde_lib.py:{sde}",
+            "models/utils.py:get_score_fn",
+        ),
+        shape=shape or case_shape(evaluations),
+        seed=steps,
+        changes=CHANGES,
+        lifted=LIFTED,
+    )
+
+
+def _network(sde: str, steps: int, config: dict[str, Any]) -> AnalyticNetwork:
+    """A network for the labels of the case: σ, the level's number (0 for σ = 2), or the time of a VP chain."""
+    if sde == "VESDE" and config["continuous"]:
+        return AnalyticNetwork(prediction="score", schedule="sigma")
+    if sde == "VESDE":
+        log_ratio = math.log(config["sigma_max"] / config["sigma_min"])
+        return AnalyticNetwork(prediction="score", schedule="ve_edm", time_scale=-(steps - 1) / log_ratio)
+    return AnalyticNetwork(1000 if config.get("continuous", True) else steps)

@@ -1,0 +1,170 @@
+"""SDE-DPM-Solver++(2M) in σ space: `sample_dpmpp_2m_sde` of crowsonkb/k-diffusion.
+
+DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models (arXiv 2211.01095), section 5, in which
+η = 1 is the reverse SDE; η between 0 and 1 is an SDE with less noise, η = 0 the ODE.
+
+    code                  paper (α is 1 in x = x_0 + σ·n coordinates)
+    denoised, earlier     x_θ now, and at the evaluation before
+    h, h_last             steps in λ = −log σ
+    eta_h                 η h
+    ratio, gain           of x and of x_θ: σ_next/σ e^{−ηh} and 1 − e^{−(1+η)h}
+    slope                 of x_θ − x_θ(before)
+    level, root           σ_next and √(1 − e^{−2ηh}), whose product is the deviation of the noise
+    variance_noise        z
+
+The first step is of first order; a step to σ = 0 returns x_θ and draws nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from diffusers_ref.configuration import register_to_config
+from diffusers_ref.random import Generators
+from diffusers_ref.schedulers.ancestral import check_noise_options
+from diffusers_ref.schedulers.brownian import Increments, NoiseSampler
+from diffusers_ref.schedulers.conventions import choose
+from diffusers_ref.schedulers.exponential import time_of
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluation, SigmaScheduler
+
+
+class SecondOrder(str, Enum):
+    """How the change of x_θ over a step is weighed."""
+
+    MIDPOINT = "midpoint"
+    """Half of the weight of x_θ itself."""
+    HEUN = "heun"
+    """The exact integral of a straight line."""
+
+
+class _Step(NamedTuple):
+    ratio: Tensor | float = 0.0
+    gain: Tensor | float = 1.0
+    slope: Tensor | float = 0.0
+    sigma: Tensor | float = 0.0
+    level: Tensor | float = 0.0
+    root: Tensor | float = 0.0
+    is_last: bool = False
+    draws: bool = False
+
+
+class DPMPP2MSDEScheduler(SigmaScheduler):
+    """The multistep solver of second order for the reverse SDE.
+
+    Options beside those of `SigmaScheduler`:
+        eta: how much of the SDE's noise is added, at least 0. s_noise: a factor on it, at least 0.
+        solver_type: "midpoint" or "heun", see `SecondOrder`.
+        noise_sampler_seed: of the Brownian tree, or one for each sample; see `Increments` for what is used without it.
+    """
+
+    convention_options = SIGMA_CONVENTIONS
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.00085,
+        beta_end: float = 0.012,
+        beta_schedule: str = "linear",
+        trained_betas: Sequence[float] | None = None,
+        prediction_type: str = "epsilon",
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        noise_sampler_seed: int | Sequence[int] | None = None,
+        timestep_spacing: str = "linspace",
+        steps_offset: int = 0,
+        eta: float = 1.0,
+        s_noise: float = 1.0,
+        solver_type: str = "midpoint",
+        coefficients: str | None = None,
+        sigma_schedule: str | None = None,
+        sigma_options: Mapping[str, float] | None = None,
+        quantize: bool = False,
+    ) -> None:
+        check_noise_options(eta, s_noise)
+        self._second_order = choose(SecondOrder, "solver_type", solver_type)
+        self._increments = Increments(noise_sampler_seed)
+        self._prepare()
+
+    def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
+        eta = self.config.eta
+        plan: list[Evaluation] = []
+        h_last = None
+        for i, (sigma, level) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+            if level == 0:
+                plan.append(Evaluation(sigma, _Step(is_last=True), level=i))
+                continue
+            h = time_of(level) - time_of(sigma)
+            eta_h = eta * h
+            gain = (-h - eta_h).expm1().neg()
+            step = _Step(level / sigma * (-eta_h).exp(), gain)
+            if h and h_last:  # Also of first order after a step of no length.
+                half = gain / (-h - eta_h) + 1 if self._second_order is SecondOrder.HEUN else 0.5 * gain
+                step = step._replace(slope=half * (1 / (h_last / h)))
+            if eta:
+                step = step._replace(sigma=sigma, level=level, root=(-2 * eta_h).expm1().neg().sqrt(), draws=True)
+            plan.append(Evaluation(sigma, step, level=i))
+            h_last = h
+        return plan
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        noise_sampler: NoiseSampler | None = None,
+    ) -> None:
+        """As `SigmaScheduler.set_timesteps`; noise_sampler(σ, σ') gives the noise of every step."""
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
+        self._increments.begin(self.sigmas, noise_sampler)
+
+    def _restart(self) -> None:
+        self._earlier: Tensor | None = None
+        self._increments.restart()
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Time | Tensor,
+        sample: Tensor,
+        generator: Generators = None,
+        variance_noise: Tensor | None = None,
+        noise_sampler: NoiseSampler | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple[Tensor, ...]:
+        """One step.
+
+        model_output, sample: (B, C, ...). timestep: an entry of `timesteps`.
+        generator, variance_noise (B, C, ...), noise_sampler: one source of the noise, see `Increments`; nothing is
+        drawn with η = 0 and in a step to σ = 0.
+        Returns the next sample and x_θ in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
+
+        Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.
+        """
+        dtype = self._check(model_output, sample)
+        at = self._numbers_for(dtype)[self._advance(timestep)]
+        x, step = sample.to(dtype), at.step
+        denoised = self._denoised(model_output.to(dtype), x, at)
+        prev_sample = denoised
+        if not step.is_last:
+            prev_sample = step.ratio * x + step.gain * denoised
+            if step.slope and self._earlier is not None:
+                prev_sample = prev_sample + step.slope * (denoised - self._earlier)
+            if step.draws:
+                interval = step.sigma, step.level
+                noise = self._increments.draw(sample, dtype, interval, generator, variance_noise, noise_sampler)
+                if noise is None:
+                    noise = self._noise(sample, generator, variance_noise, dtype)
+                prev_sample = prev_sample + noise * step.level * step.root * self.config.s_noise
+        self._earlier = denoised
+
+        result = SchedulerOutput(prev_sample.to(sample.dtype), denoised.to(sample.dtype))
+        return result if return_dict else result.to_tuple()

@@ -1,0 +1,333 @@
+"""Flow matching along straight paths (arXiv 2210.02747, 2209.03003): what its samplers share.
+
+    code          symbol
+    sigma         σ in [0, 1], the share of noise: 1 is noise, 0 is data
+    sample        x_σ = (1 − σ) x_0 + σ n                      Stable Diffusion 3 (arXiv 2403.03206), eq. 13
+    model_output  v_θ(x_σ, σ), the velocity dx/dσ = n − x_0
+    shift         α of σ' = α σ / (1 + (α − 1) σ)              eq. 23
+    mu            μ of σ' = e^μ / (e^μ + 1/σ − 1), the same map with α = e^μ (Flux)
+
+Levels are float32, as in all originals; arithmetic on them is in the dtype of the sample. The published grid is made in
+NumPy float64 (float32 where `sigmas` are given) and rounded once; those of the originals in torch, float32 throughout.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffusers_ref.configuration import ConfigError
+from diffusers_ref.schedulers.conventions import choose
+from diffusers_ref.schedulers.scheduler import SchedulerMixin, Time
+from diffusers_ref.schedulers.sigmas import published_beta, published_exponential, published_karras
+
+
+class FlowGrid(str, Enum):
+    """Which levels a number of steps visits."""
+
+    PUBLISHED = "published"
+    """Published: evenly from 1 to 1/T, then shifted once."""
+    SD35 = "sd3.5"
+    """Stability-AI/sd3.5: evenly from 1 to the last level of training, which is shifted already; then shifted."""
+    FLUX = "flux"
+    """black-forest-labs/flux: evenly from 1 to 1/n, then shifted by μ, or not at all (schnell)."""
+
+
+class TimeShift(str, Enum):
+    """How μ shifts a level."""
+
+    EXPONENTIAL = "exponential"
+    """Published, flux: α = e^μ."""
+    LINEAR = "linear"
+    """Published: α = μ."""
+
+
+class NetworkTime(str, Enum):
+    """What the network is given as time."""
+
+    TIMESTEP = "timestep"
+    """Published, sd3.5: T·σ, the entry of `timesteps`."""
+    SIGMA = "sigma"
+    """flux: σ itself."""
+
+
+class TimeDtype(str, Enum):
+    """The dtype of the original's latents, in which σ reaches its network."""
+
+    FLOAT32 = "float32"
+    """Published, and the originals with float32 latents."""
+    FLOAT16 = "float16"
+    """sd3.5 as its script runs it: σ, and T·σ again, rounded to float16."""
+    BFLOAT16 = "bfloat16"
+    """flux as its scripts run it: σ rounded to bfloat16."""
+
+
+class FlowScheduler(SchedulerMixin):
+    """A sampler along straight paths from noise to data. Its classes share the options of the levels.
+
+    Published options, with the meaning and default that HF diffusers gives them:
+        num_train_timesteps: T; entries of `timesteps` are T·σ.
+        shift: α, the static shift; without effect where μ shifts.
+        use_dynamic_shifting, time_shift_type: shift by μ, which `set_timesteps` is given; see `TimeShift`.
+        base_shift, max_shift, base_image_seq_len, max_image_seq_len: the line on which μ lies, see `mu_of`.
+        invert_sigmas: levels, and so times, count the share of data instead: from 0 to 1, and so does the velocity.
+        shift_terminal: stretch the shifted levels so that the last one is this, in (0, 1); None or 0 does not.
+        use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: other levels between the first and the last.
+    Conventions of originals:
+        flow_grid: see `FlowGrid`. An original's grid takes no other option of the levels than it has itself.
+        network_time: see `NetworkTime`.
+        time_dtype: see `TimeDtype`.
+    """
+
+    _evaluations_per_level = 1
+
+    sigmas: Tensor
+    """(N + 1,) float32 on the CPU: σ at every entry of `timesteps`, and where the last step ends. Before
+    `set_timesteps`: the (T,) levels of training."""
+
+    # --- construction ------------------------------------------------------------------------------------------------
+
+    def _prepare(self) -> None:
+        """Check `self.config` and list the levels of training; called once, by the constructors."""
+        config = self.config
+        count = config.num_train_timesteps
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ConfigError(f"num_train_timesteps must be an integer of at least 1, not {count!r}")
+        terminal = config.shift_terminal
+        if terminal is not None and not 0 <= terminal < 1:
+            raise ConfigError(f"shift_terminal={terminal} is not allowed; allowed: None, or from 0 to below 1")
+        self._grid = FlowGrid.PUBLISHED
+        if config.flow_grid is not None:
+            self._grid = choose(FlowGrid, "flow_grid", config.flow_grid)
+        self._time_shift = choose(TimeShift, "time_shift_type", config.time_shift_type)
+        self._network_time = choose(NetworkTime, "network_time", config.network_time)
+        self._time_dtype = getattr(torch, choose(TimeDtype, "time_dtype", config.time_dtype).value)
+        self._require_compatible()
+        self.set_shift(config.shift)
+
+        unshifted = torch.arange(count, 0, -1, dtype=torch.float32) / count
+        self._sigma_min = unshifted[-1].item()
+        self.sigmas = unshifted if config.use_dynamic_shifting else self._statically_shifted(unshifted)
+        self.timesteps = self.sigmas * count
+        self._levels = self._noise_levels(self.sigmas)
+        self._times: list[Time] = self.timesteps.tolist()
+
+    def _require_compatible(self) -> None:
+        config = self.config
+        conversions = [name for name in _CONVERSIONS if config[name]]
+        if len(conversions) > 1:
+            raise ConfigError(f"{' and '.join(conversions)} exclude each other; set one of them")
+        if self._grid is FlowGrid.PUBLISHED:
+            return
+        unknown = [*conversions, *(name for name in ("invert_sigmas", "shift_terminal") if config.get(name))]
+        if self._grid is FlowGrid.SD35 and config.use_dynamic_shifting:
+            unknown.append("use_dynamic_shifting")
+        if self._grid is FlowGrid.FLUX and not config.use_dynamic_shifting and config.shift != 1:
+            unknown.append(f"shift={config.shift}")
+        if self._grid is FlowGrid.FLUX and self._time_shift is not TimeShift.EXPONENTIAL:
+            unknown.append(f"time_shift_type={config.time_shift_type!r}")
+        if unknown:
+            raise ConfigError(f"flow_grid={self._grid.value!r} does not know {', '.join(unknown)}; leave it out")
+
+    def __len__(self) -> int:
+        """T, the number of training timesteps."""
+        return self.config.num_train_timesteps
+
+    @property
+    def _inverted(self) -> bool:
+        return self.config.get("invert_sigmas", False)
+
+    @property
+    def shift(self) -> float:
+        """α of the static shift, which the next `set_timesteps` uses."""
+        return self._shift
+
+    def set_shift(self, shift: float) -> None:
+        """Choose another static shift than the option `shift`, above 0, for the next `set_timesteps`."""
+        if not shift > 0:
+            raise ConfigError(f"shift={shift} is not allowed; it must be above 0")
+        self._shift = shift
+
+    # --- the levels --------------------------------------------------------------------------------------------------
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        sigmas: Sequence[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
+        image_seq_len: int | None = None,
+        strength: float = 1.0,
+    ) -> None:
+        """Choose the levels and begin anew, as if the scheduler had just been made.
+
+        num_inference_steps: n, at least 1; may be left out where a list says it.
+        sigmas: the n levels before they are shifted, in (0, 1], not ascending.
+        timesteps: the n times that are visited; with no `sigmas`, the levels are σ = t/T as they are, not shifted.
+        mu, image_seq_len: μ of dynamic shifting, or the number of image tokens from which it follows, see `mu_of`;
+            without effect where `use_dynamic_shifting` is off, as published pipelines always hand it over.
+        strength: in (0, 1]: visit the levels from int(n · (1 − strength)) on, for image-to-image (sd3.5, flux).
+        device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
+        """
+        count = self._count(num_inference_steps, sigmas, timesteps)
+        if self.config.use_dynamic_shifting and mu is None:
+            if image_seq_len is None:
+                raise ValueError("use_dynamic_shifting needs mu or image_seq_len: give set_timesteps one of them")
+            mu = self.mu_of(image_seq_len)
+        if not 0 < strength <= 1 or int(count * (1 - strength)) == count:
+            raise ValueError(f"strength={strength} leaves none of {count} steps; allowed: above 0, at most 1")
+        begin = int(count * (1 - strength))
+
+        given = None if timesteps is None else _numbers("timesteps", timesteps).astype(np.float32)
+        if given is not None and sigmas is None:
+            levels = torch.from_numpy(given / len(self))
+        else:
+            levels = self._make_levels(count, sigmas, mu)
+            levels = 1.0 - levels if self._inverted else levels
+        end = 1.0 if self._inverted else 0.0
+        self._require_levels(self._noise_levels(levels))
+        times = levels * len(self) if given is None else torch.from_numpy(given)
+
+        levels, times = levels[begin:], times[begin:]
+        ends = torch.cat([levels, torch.tensor([end])])
+        if self._evaluations_per_level == 2:  # Once at the first level, twice at the others, never at the end.
+            times = torch.cat([times[:1], times[1:].repeat_interleave(2)])
+            ends = torch.cat([levels[:1], levels[1:].repeat_interleave(2), ends[-1:]])
+        self.sigmas, self._levels = ends, self._noise_levels(ends)
+        self._coefficient_cache: dict[torch.dtype, list[Any]] = {}
+        self._adopt(times.tolist(), len(levels), device, self._times_of_network(times, ends[:-1]))
+        self._coefficients(torch.float32)
+
+    def mu_of(self, image_seq_len: int) -> float:
+        """μ for a number of image tokens: on the line through (base_image_seq_len, base_shift) and (max…, max_shift)."""
+        config = self.config
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        return slope * image_seq_len + (config.base_shift - slope * config.base_image_seq_len)
+
+    def _count(
+        self, num_inference_steps: int | None, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None
+    ) -> int:
+        requests = {
+            "num_inference_steps": num_inference_steps,
+            "len(sigmas)": None if sigmas is None else len(sigmas),
+            "len(timesteps)": None if timesteps is None else len(timesteps),
+        }
+        given = {name: value for name, value in requests.items() if value is not None}
+        if len(set(given.values())) != 1:
+            what = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
+            raise ValueError(f"give num_inference_steps, sigmas or timesteps, and if several, of one length; given: {what}")
+        (count,) = set(given.values())
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"num_inference_steps={count!r} is not allowed; it must be an integer of at least 1")
+        return count
+
+    def _require_levels(self, levels: Tensor) -> None:
+        if not ((levels > 0) & (levels <= 1)).all() or (levels.diff() > 0).any():
+            shown = ", ".join(f"{level:g}" for level in levels.tolist()[:8])
+            raise ValueError(
+                f"the shares of noise that are visited must lie above 0 and at most at 1, and not ascend; they are {shown}"
+            )
+
+    def _noise_levels(self, sigmas: Tensor) -> Tensor:
+        """The share of noise at levels as this scheduler counts them."""
+        return 1.0 - sigmas if self._inverted else sigmas
+
+    def _make_levels(self, count: int, sigmas: Sequence[float] | None, mu: float | None) -> Tensor:
+        """(n,) float32 shares of noise, shifted."""
+        if sigmas is None and self._grid is FlowGrid.SD35:
+            first, last = (self._statically_shifted(torch.tensor(end)) * len(self) for end in (1.0, self._sigma_min))
+            return self._statically_shifted(torch.linspace(first.item(), last.item(), count) / len(self))
+        if sigmas is None and self._grid is FlowGrid.FLUX:
+            levels = torch.linspace(1, 0, count + 1)
+            return (self._dynamically_shifted(levels, mu) if self.config.use_dynamic_shifting else levels)[:-1]
+
+        if sigmas is None:
+            exact = np.linspace(len(self), self._sigma_min * len(self), count) / len(self)
+        else:
+            exact = _numbers("sigmas", sigmas).astype(np.float32)
+            self._require_levels(torch.from_numpy(exact))
+        if self.config.use_dynamic_shifting:
+            exact = self._dynamically_shifted(exact, mu)
+        else:
+            exact = self._statically_shifted(exact)
+        exact = self._stretched(exact)
+        for name, convert in _CONVERSIONS.items():
+            if self.config[name]:
+                exact = convert(count, float(exact[-1]), float(exact[0]))
+        return torch.from_numpy(exact.astype(np.float32))
+
+    def _statically_shifted(self, levels: Any) -> Any:
+        return self._shift * levels / (1 + (self._shift - 1) * levels)
+
+    def _dynamically_shifted(self, levels: Any, mu: float | None) -> Any:
+        if mu is None or (self._time_shift is TimeShift.LINEAR and not mu > 0):
+            raise ValueError(f"mu={mu} is not allowed; time_shift_type={self._time_shift.value!r} needs it above 0")
+        alpha = math.exp(mu) if self._time_shift is TimeShift.EXPONENTIAL else mu
+        return alpha / (alpha + (1 / levels - 1))
+
+    def _stretched(self, levels: np.ndarray) -> np.ndarray:
+        """Stretched so that the last level is `shift_terminal`; a first level of pure noise stays."""
+        terminal = self.config.shift_terminal
+        if not terminal or levels[-1] == 1:
+            return levels
+        signal = 1 - levels
+        return 1 - signal / (signal[-1] / (1 - terminal))
+
+    def _times_of_network(self, times: Tensor, levels: Tensor) -> list[float] | None:
+        if self._network_time is NetworkTime.SIGMA:
+            return levels.to(self._time_dtype).tolist()
+        if self._time_dtype is torch.float32:
+            return None
+        return (levels.to(self._time_dtype) * len(self)).tolist()
+
+    def _coefficients(self, dtype: torch.dtype) -> list[Any]:
+        """The coefficients of every entry of `timesteps`, for arithmetic in `dtype`."""
+        self._require_timesteps()
+        if dtype not in self._coefficient_cache:
+            self._coefficient_cache[dtype] = self._make_coefficients(self.sigmas.to(dtype))
+        return self._coefficient_cache[dtype]
+
+    def _make_coefficients(self, sigmas: Tensor) -> list[Any]:
+        raise NotImplementedError
+
+    # --- the forward process -----------------------------------------------------------------------------------------
+
+    def scale_noise(self, sample: Tensor, timestep: Tensor | Sequence[float] | float, noise: Tensor) -> Tensor:
+        """Draw x_σ = σ · noise + (1 − σ) · x_0.
+
+        sample, noise: (B, ...) x_0 and n. timestep: entries of `timesteps`, () or (B,). Returns (B, ...).
+        """
+        dtype = self._check(noise, sample)
+        times = torch.as_tensor(timestep)
+        if times.ndim > 1 or (times.ndim == 1 and len(times) not in (1, len(sample))):
+            raise ValueError(f"timestep has the shape {tuple(times.shape)}; allowed: () or ({len(sample)},)")
+        level_at = dict(zip(reversed(self._times), reversed(self._levels.tolist()[: len(self._times)]), strict=True))
+        wanted = times.reshape(-1).tolist()
+        missing = [time for time in wanted if time not in level_at]
+        if missing:
+            raise ValueError(f"timestep {missing[0]} is none of this scheduler's {len(self._times)} timesteps")
+        sigma = torch.tensor([level_at[time] for time in wanted], dtype=dtype, device=sample.device)
+        sigma = sigma.view(-1, *[1] * (sample.ndim - 1))
+        return (sigma * noise.to(dtype) + (1.0 - sigma) * sample.to(dtype)).to(sample.dtype)
+
+
+def _numbers(name: str, values: Any) -> np.ndarray:
+    """A list, array or tensor (n,) as float64. Raises ValueError."""
+    numbers = np.asarray(values.tolist() if hasattr(values, "tolist") else values, dtype=np.float64)
+    if numbers.ndim != 1 or not np.isfinite(numbers).all():
+        raise ValueError(f"{name} must be a list of numbers, not {values!r}")
+    return numbers
+
+
+_CONVERSIONS = {
+    "use_karras_sigmas": published_karras,
+    "use_exponential_sigmas": published_exponential,
+    "use_beta_sigmas": published_beta,
+}
