@@ -60,6 +60,7 @@ OTHER_VALUES: dict[str, tuple[Any, ...]] = {
     "stage_index": (0, 1),
     "stage_range": (),
     "use_clipped_model_output": (True,),
+    "classifier_gradient": ("live",),  # see `conformance.gate.driver`
     "n_grid": (),
     "num_policy_substeps": (),
 }

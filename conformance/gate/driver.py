@@ -141,6 +141,8 @@ class Run:
         step = getattr(scheduler, "step_pred", None) or scheduler.step
         accepted = inspect.signature(step).parameters
         arguments = self._arguments("step")
+        if "classifier_gradient" in arguments:
+            arguments["classifier_gradient"] = torch.cos(2 * sample)
         if "generator" in accepted:
             arguments["generator"] = self.generator
         if self.choices.get("noise") == "given":
