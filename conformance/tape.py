@@ -19,6 +19,7 @@ import torch
 
 from conformance.fixture import Draw
 
+TORCH_CPU = "torch-cpu"  # the stream of torch.Generator("cpu")
 INITIAL = "initial"
 PREPARATION = "preparation"  # what is drawn after x_T and before the first network call
 
@@ -64,6 +65,17 @@ def drawn_here(seed: int, draws: Sequence[Draw]) -> list[torch.Tensor]:
     return [torch.randn(tuple(draw.shape), generator=generator, dtype=getattr(torch, draw.dtype)) for draw in draws]
 
 
+@dataclass(frozen=True)
+class MadeDraw:
+    """A draw that an original makes by other means than torch.randn, as from a Brownian path.
+
+    Given to torch.randn as its generator, it goes on the tape and comes from there like any other; `make` is called
+    only while recording.
+    """
+
+    make: Callable[[], torch.Tensor]
+
+
 @contextmanager
 def recorded_draws(seed: int, calls: Callable[[], int]) -> Iterator[DrawLog]:
     """Seed torch's CPU generator and log every draw; the global RNG state is restored afterwards.
@@ -73,13 +85,17 @@ def recorded_draws(seed: int, calls: Callable[[], int]) -> Iterator[DrawLog]:
     """
     log = DrawLog()
 
-    def draw(shape: Sequence[int], dtype: torch.dtype | None, device: Any) -> torch.Tensor:
-        value = original_randn(tuple(shape), dtype=dtype)
+    def draw(shape: Sequence[int], dtype: torch.dtype | None, device: Any, generator: Any = None) -> torch.Tensor:
+        if isinstance(generator, MadeDraw):
+            with _patched_with(*originals):
+                value = generator.make()
+        else:
+            value = originals[0](tuple(shape), dtype=dtype)
         log.values.append(value.clone() if value.dtype == torch.float64 else value.to(torch.float32, copy=True))
         log.calls.append(calls())
         return value
 
-    original_randn = torch.randn
+    originals = torch.randn, torch.randn_like
     state = torch.get_rng_state()
     with _patched(draw):
         torch.manual_seed(seed)
@@ -94,7 +110,7 @@ def replayed_draws(values: Sequence[torch.Tensor]) -> Iterator[None]:
     """Hand out recorded draws in order instead of random numbers; asking for another shape or for more is an error."""
     remaining = iter(values)
 
-    def draw(shape: Sequence[int], dtype: torch.dtype | None, device: Any) -> torch.Tensor:
+    def draw(shape: Sequence[int], dtype: torch.dtype | None, device: Any, generator: Any = None) -> torch.Tensor:
         value = next(remaining, None)
         held = None if value is None else tuple(value.shape)
         if value is None or held != tuple(shape):
@@ -107,25 +123,35 @@ def replayed_draws(values: Sequence[torch.Tensor]) -> Iterator[None]:
 
 @contextmanager
 def _patched(draw: Any) -> Iterator[None]:
-    originals = torch.randn, torch.randn_like
-
     def randn(
-        *sizes: Any, size: Any = None, dtype: torch.dtype | None = None, device: Any = None, **_: Any
+        *sizes: Any,
+        size: Any = None,
+        dtype: torch.dtype | None = None,
+        device: Any = None,
+        generator: Any = None,
+        **_: Any,
     ) -> torch.Tensor:
         if size is None:
             size = sizes[0] if len(sizes) == 1 and not isinstance(sizes[0], int) else sizes
-        return draw(size, dtype, device)
+        return draw(size, dtype, device, generator)
 
     def randn_like(
         tensor: torch.Tensor, dtype: torch.dtype | None = None, device: Any = None, **_: Any
     ) -> torch.Tensor:
         return draw(tensor.shape, dtype or tensor.dtype, device or tensor.device)
 
-    torch.randn, torch.randn_like = randn, randn_like  # type: ignore[assignment]
+    with _patched_with(randn, randn_like):
+        yield
+
+
+@contextmanager
+def _patched_with(randn: Any, randn_like: Any) -> Iterator[None]:
+    before = torch.randn, torch.randn_like
+    torch.randn, torch.randn_like = randn, randn_like
     try:
         yield
     finally:
-        torch.randn, torch.randn_like = originals
+        torch.randn, torch.randn_like = before
 
 
 class StreamCheck:

@@ -35,15 +35,28 @@ if TYPE_CHECKING:
     from diffusers_ref.loading import LoadingError as LoadingError
     from diffusers_ref.loading import WeightsError as WeightsError
     from diffusers_ref.modeling import ModelMixin as ModelMixin
+    from diffusers_ref.models.ncsnpp import NCSNppModel as NCSNppModel
     from diffusers_ref.models.unet_2d import UNet2DModel as UNet2DModel
     from diffusers_ref.outputs import ImagePipelineOutput as ImagePipelineOutput
     from diffusers_ref.pipeline import DiffusionPipeline as DiffusionPipeline
     from diffusers_ref.pipelines.ddim.pipeline import DDIMPipeline as DDIMPipeline
     from diffusers_ref.pipelines.ddpm.pipeline import DDPMPipeline as DDPMPipeline
     from diffusers_ref.pipelines.pndm.pipeline import PNDMPipeline as PNDMPipeline
+    from diffusers_ref.pipelines.score_sde_ve.pipeline import ScoreSdeVePipeline as ScoreSdeVePipeline
+    from diffusers_ref.pipelines.score_sde_vp.pipeline import ScoreSdeVpPipeline as ScoreSdeVpPipeline
     from diffusers_ref.schedulers.consistency import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
     from diffusers_ref.schedulers.ddim import DDIMScheduler as DDIMScheduler
     from diffusers_ref.schedulers.ddpm import DDPMScheduler as DDPMScheduler
+    from diffusers_ref.schedulers.dpm_fast import DPMFastScheduler as DPMFastScheduler
+    from diffusers_ref.schedulers.dpm_solver_multistep import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
+    from diffusers_ref.schedulers.dpm_solver_singlestep import (
+        DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler,
+    )
+    from diffusers_ref.schedulers.dpmpp_2m import DPMPP2MScheduler as DPMPP2MScheduler
+    from diffusers_ref.schedulers.dpmpp_2m_sde import DPMPP2MSDEScheduler as DPMPP2MSDEScheduler
+    from diffusers_ref.schedulers.dpmpp_2s_ancestral import DPMPP2SAncestralScheduler as DPMPP2SAncestralScheduler
+    from diffusers_ref.schedulers.dpmpp_3m_sde import DPMPP3MSDEScheduler as DPMPP3MSDEScheduler
+    from diffusers_ref.schedulers.dpmsolver_sde import DPMSolverSDEScheduler as DPMSolverSDEScheduler
     from diffusers_ref.schedulers.edm_ablation import EDMAblationScheduler as EDMAblationScheduler
     from diffusers_ref.schedulers.edm_euler import EDMEulerScheduler as EDMEulerScheduler
     from diffusers_ref.schedulers.edm_heun import EDMHeunScheduler as EDMHeunScheduler

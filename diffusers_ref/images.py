@@ -72,8 +72,8 @@ def to_pil(pixels: Tensor, rounding: str) -> list[Image.Image]:
     return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
 
 
-def postprocess(sample: Tensor, output_type: str, pixel_rounding: str) -> Any:
-    """The sampler's last tensor (B, C, H, W) in [-1, 1] as the output that was asked for.
+def postprocess(sample: Tensor, output_type: str, pixel_rounding: str, *, centered: bool = True) -> Any:
+    """The sampler's last tensor (B, C, H, W) in [-1, 1], or in [0, 1] if not `centered`, as the output asked for.
 
     "pil": B PIL images. "np": array (B, H, W, C) in [0, 1], at least float32. "pt": tensor (B, C, H, W) in [0, 1].
     "latent" or "raw": the tensor untouched.
@@ -81,7 +81,7 @@ def postprocess(sample: Tensor, output_type: str, pixel_rounding: str) -> Any:
     check_output_type(output_type)
     if output_type in ("latent", "raw"):
         return sample
-    pixels = to_unit_range(sample)
+    pixels = to_unit_range(sample) if centered else sample.clamp(0, 1)
     if output_type == "pt":
         return pixels
     if output_type == "np":

@@ -15,6 +15,14 @@ CLASSES: dict[str, dict[str, str]] = {
         "CMStochasticIterativeScheduler": "diffusers_ref.schedulers.consistency",
         "DDIMScheduler": "diffusers_ref.schedulers.ddim",
         "DDPMScheduler": "diffusers_ref.schedulers.ddpm",
+        "DPMFastScheduler": "diffusers_ref.schedulers.dpm_fast",
+        "DPMPP2MSDEScheduler": "diffusers_ref.schedulers.dpmpp_2m_sde",
+        "DPMPP2MScheduler": "diffusers_ref.schedulers.dpmpp_2m",
+        "DPMPP2SAncestralScheduler": "diffusers_ref.schedulers.dpmpp_2s_ancestral",
+        "DPMPP3MSDEScheduler": "diffusers_ref.schedulers.dpmpp_3m_sde",
+        "DPMSolverSDEScheduler": "diffusers_ref.schedulers.dpmsolver_sde",
+        "DPMSolverMultistepScheduler": "diffusers_ref.schedulers.dpm_solver_multistep",
+        "DPMSolverSinglestepScheduler": "diffusers_ref.schedulers.dpm_solver_singlestep",
         "EDMAblationScheduler": "diffusers_ref.schedulers.edm_ablation",
         "EDMEulerScheduler": "diffusers_ref.schedulers.edm_euler",
         "EDMHeunScheduler": "diffusers_ref.schedulers.edm_heun",
@@ -35,12 +43,15 @@ CLASSES: dict[str, dict[str, str]] = {
         "ScoreSdeVpScheduler": "diffusers_ref.schedulers.score_sde_vp",
     },
     "config.json": {
+        "NCSNppModel": "diffusers_ref.models.ncsnpp",
         "UNet2DModel": "diffusers_ref.models.unet_2d",
     },
     "model_index.json": {
         "DDIMPipeline": "diffusers_ref.pipelines.ddim.pipeline",
         "DDPMPipeline": "diffusers_ref.pipelines.ddpm.pipeline",
         "PNDMPipeline": "diffusers_ref.pipelines.pndm.pipeline",
+        "ScoreSdeVePipeline": "diffusers_ref.pipelines.score_sde_ve.pipeline",
+        "ScoreSdeVpPipeline": "diffusers_ref.pipelines.score_sde_vp.pipeline",
     },
 }
 
@@ -49,7 +60,19 @@ MODULE_OF_CLASS: dict[str, str] = {name: module for kind in CLASSES.values() for
 
 # Classes that HF diffusers does not have under the same name: folders name them with the library "diffusers_ref".
 ONLY_HERE: frozenset[str] = frozenset(
-    {"EDMAblationScheduler", "EDMHeunScheduler", "FlowMatchDPMPP2MScheduler", "ScoreSdeSubVpScheduler"}
+    {
+        "DPMFastScheduler",
+        "DPMPP2MSDEScheduler",
+        "DPMPP2MScheduler",
+        "DPMPP2SAncestralScheduler",
+        "DPMPP3MSDEScheduler",
+        "EDMAblationScheduler",
+        "EDMHeunScheduler",
+        "FlowMatchDPMPP2MScheduler",
+        "NCSNppModel",
+        "ScoreSdeSubVpScheduler",
+        "ScoreSdeVpPipeline",
+    }
 )
 
 

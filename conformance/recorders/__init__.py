@@ -20,14 +20,20 @@ from conformance.errors import ConformanceError
 
 # system -> module; a module is imported only when its system is recorded.
 RECORDERS = {
+    "consistency-models": "openai_consistency_models",
     "ddim": "ermongroup_ddim",
     "ddpm": "hojonathanho_diffusion",
     "edm": "nvlabs_edm",
+    "dit": "facebookresearch_dit",
+    "guided-diffusion": "openai_guided_diffusion",
+    "flux": "black_forest_labs_flux",
     "improved-diffusion": "openai_improved_diffusion",
     "k-diffusion": "crowsonkb_k_diffusion",
     "latent-diffusion": "compvis_latent_diffusion",
+    "lcm": "luosiallen_lcm",
     "pndm": "lupingliu_pndm",
     "score-sde": "yang_song_score_sde",
+    "sd3.5": "stability_sd35",
 }
 
 

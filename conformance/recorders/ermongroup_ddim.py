@@ -14,6 +14,7 @@ import torch
 
 from conformance.network import AnalyticNetwork
 from conformance.recorders.checkout import Original, importing, widened
+from conformance.recorders.last_layer import variance_preserving
 from conformance.recorders.network_cases import ModelCase, PipelineCase
 from conformance.recorders.networks import TorchNetwork
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
@@ -190,7 +191,7 @@ def _pipeline(
         pixels=lambda x: code.runner.inverse_data_transform(namespace(config), x),
         # torchvision.utils.save_image
         integers=lambda x: (code.runner.inverse_data_transform(namespace(config), x) * 255 + 0.5).clamp(0, 255).byte(),
-        alphas=(1 - betas).cumprod(0),
+        examples=variance_preserving((1 - betas).cumprod(0)),
         shape=(3, size, size),
         batch=1 if tier == "full" else 2,
         call={"num_inference_steps": steps} | ({} if eta is None else {"eta": eta}),

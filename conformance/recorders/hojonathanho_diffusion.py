@@ -23,6 +23,7 @@ import torch
 from conformance.errors import ConformanceError
 from conformance.network import AnalyticNetwork
 from conformance.recorders.checkout import Original, importing
+from conformance.recorders.last_layer import variance_preserving
 from conformance.recorders.network_cases import ModelCase, PipelineCase
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
 from conformance.recorders.tensorflow_network import LIFTED as NETWORK_LIFTED
@@ -224,7 +225,7 @@ def _pipeline(code: SimpleNamespace, variance: str) -> PipelineCase:
         run=sampler(code, partial(_cifar, code, betas, "eps", variance), True),
         pixels=lambda x: ((x + 1) / 2).clamp(0, 1),
         integers=lambda x: ((x + 1) * 127.5).clamp(0, 255).byte(),  # tpu_utils/tpu_utils.py:unnormalize_data
-        alphas=torch.from_numpy((1 - code.cifar.get_beta_schedule(**betas)).cumprod()),
+        examples=variance_preserving(torch.from_numpy((1 - code.cifar.get_beta_schedule(**betas)).cumprod())),
         shape=(3, 8, 8),
         batch=2,
         call={"num_inference_steps": 10},

@@ -7,6 +7,8 @@ a thousand numbers, which the fixture stores.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
@@ -15,16 +17,37 @@ from conformance.recorders.networks import Network
 IMAGES = 64
 RIDGE = 1e-3
 
+Examples = Callable[
+    [torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+]
+"""(images in [-1, 1], noise, generator) -> (the network's inputs, times (B,), what its last layer should put out)."""
+
+
+def variance_preserving(alphas: torch.Tensor) -> Examples:
+    """Inputs √ᾱ·image + √(1 − ᾱ)·noise at a random timestep, for a network that predicts the noise.
+
+    alphas: (T,) float64 cumulative products ᾱ of the schedule that the network is used with.
+    """
+
+    def noisy(
+        clean: torch.Tensor, noise: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        t = torch.randint(0, len(alphas), (len(clean),), generator=generator)
+        alpha = alphas[t].float().reshape(-1, 1, 1, 1)
+        return alpha.sqrt() * clean + (1 - alpha).sqrt() * noise, t.float(), noise
+
+    return noisy
+
 
 def fit_last_layer(
-    network: Network, shape: tuple[int, int, int], alphas: torch.Tensor
+    network: Network, shape: tuple[int, int, int], examples: Examples
 ) -> tuple[dict[str, np.ndarray], float]:
-    """The ridge fit of the noise as parameters of the last convolution, by original name, and its R².
+    """The ridge fit of the last convolution to examples, as its parameters by original name, and its R².
 
     Args:
         network: with its synthetic weights loaded.
         shape: (C, H, W) of an image.
-        alphas: (T,) float64 cumulative products ᾱ of the schedule that the network is used with.
+        examples: what the network is given, and what it should put out.
 
     The outputs beyond the first C channels (a learned variance) get small weights of their own, so that they stay in
     about [-1, 1].
@@ -32,13 +55,11 @@ def fit_last_layer(
     generator = torch.Generator().manual_seed(1234)
     clean = smooth_images(IMAGES, shape, generator)
     noise = torch.randn(clean.shape, generator=generator)
-    t = torch.randint(0, len(alphas), (IMAGES,), generator=generator)
-    alpha = alphas[t].float().reshape(-1, 1, 1, 1)
-    noisy = alpha.sqrt() * clean + (1 - alpha).sqrt() * noise
-    features = network.last_input(noisy, t.float())
+    noisy, t, wanted = examples(clean, noise, generator)
+    features = network.last_input(noisy, t)
     columns = torch.nn.functional.unfold(features.double(), 3, padding=1).transpose(1, 2).flatten(0, 1)
     columns = torch.cat([columns, torch.ones(len(columns), 1, dtype=torch.float64)], dim=1)
-    target = noise.double().permute(0, 2, 3, 1).flatten(0, 2)
+    target = wanted.double().permute(0, 2, 3, 1).flatten(0, 2)
     gram = columns.T @ columns
     gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
     solution = torch.linalg.solve(gram, columns.T @ target)

@@ -13,6 +13,7 @@ import torch
 
 from conformance.network import AnalyticNetwork
 from conformance.recorders.checkout import Original, importing, widened
+from conformance.recorders.last_layer import variance_preserving
 from conformance.recorders.network_cases import ModelCase, PipelineCase
 from conformance.recorders.networks import IMPROVED_LIFTED, TorchNetwork, lifted_improved
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
@@ -140,7 +141,7 @@ def _pipeline(code: SimpleNamespace, method: str, steps: int, config: dict[str, 
         run=sampler(code, method, steps, config["Schedule"]),
         pixels=pixels,
         integers=lambda x: (pixels(x) * 255 + 0.5).clamp(0, 255).byte(),  # torchvision.utils.save_image
-        alphas=schedule.alphas_cump,
+        examples=variance_preserving(schedule.alphas_cump),
         shape=(3, size, size),
         batch=2,
         call={"num_inference_steps": steps},

@@ -19,7 +19,7 @@ from conformance.errors import ConformanceError
 from conformance.fixture import Draw, Manifest, Output, Subject, Tape, TensorFile, Weights
 from conformance.recorders.checkout import Original
 from conformance.recorders.environment import environment, recorder
-from conformance.recorders.last_layer import fit_last_layer
+from conformance.recorders.last_layer import Examples, fit_last_layer
 from conformance.recorders.networks import Network
 from conformance.recorders.scheduler_case import FLOAT64_TOLERANCE, MAX_FLOOR, NUDGED_RUNS, Probe, Run, floors, nudge
 from conformance.tape import INITIAL, recorded_draws, replayed_draws
@@ -117,7 +117,7 @@ class PipelineCase:
         checkpoint: form of the original's checkpoint file that a replay writes and loads.
         pixels: the original's map from its sampler's result to an image in [0, 1].
         integers: the original's map from its sampler's result to uint8.
-        alphas: ᾱ of the training schedule, for fitting the last layer.
+        examples: what the last layer is fitted to.
         call: arguments of the pipeline.
     """
 
@@ -132,7 +132,7 @@ class PipelineCase:
     run: Callable[[Callable[..., torch.Tensor], Sequence[int], torch.dtype], Run]
     pixels: Callable[[torch.Tensor], torch.Tensor]
     integers: Callable[[torch.Tensor], torch.Tensor]
-    alphas: torch.Tensor
+    examples: Examples
     shape: tuple[int, int, int]
     call: dict[str, Any]
     functions: Sequence[str]
@@ -224,7 +224,7 @@ class PipelineCase:
         network = self.network()
         state = synthetic_state(network.shapes(), self.seed, network.rule)
         network.load(state)
-        overrides, r2 = fit_last_layer(network, self.shape, self.alphas)
+        overrides, r2 = fit_last_layer(network, self.shape, self.examples)
         network.load({**state, **overrides})
         return network, overrides, r2
 

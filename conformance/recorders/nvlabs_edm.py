@@ -101,10 +101,7 @@ class Denoiser:
         else:
             self._network.at(x)
         self._sigma = sigma.to(self._dtype)
-        if self._dtype == torch.float64:
-            denoised = self._lifted(x, sigma)
-        else:
-            denoised = self._net(x, sigma, class_labels)
+        denoised = self._lifted(x, sigma) if self._dtype == torch.float64 else self._net(x, sigma, class_labels)
         self.denoised.append(denoised.to(torch.float64))
         return denoised
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,10 +13,12 @@ from typing import Any
 import torch
 
 from conformance.network import AnalyticNetwork
-from conformance.recorders.checkout import Original, importing, widened
+from conformance.recorders.checkout import Original, importing
+from conformance.recorders.last_layer import variance_preserving
 from conformance.recorders.network_cases import ModelCase, PipelineCase
 from conformance.recorders.networks import IMPROVED_LIFTED, TorchNetwork, lifted_improved
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
+from conformance.recorders.spaced_diffusion import LIFTED, SPACING, AsModel, lifted
 
 ORIGINAL = Original(
     system="improved-diffusion",
@@ -28,10 +30,6 @@ ORIGINAL = Original(
 )
 STUBS = ("mpi4py", "blobfile")
 CHANGES = ("mpi4py, blobfile stubbed",)
-LIFTED = (
-    "gaussian_diffusion._extract_into_tensor: coefficients rounded to float32 as always, then handed out as float64",
-)
-SPACING = "improved_diffusion"
 DIFFUSION = "improved_diffusion/gaussian_diffusion.py:GaussianDiffusion"
 
 
@@ -43,26 +41,6 @@ def original(source: Path) -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(script_util=script_util, diffusion=diffusion, unet=unet, nn=nn)
 
 
-@contextmanager
-def lifted(code: SimpleNamespace, dtype: torch.dtype) -> Iterator[None]:
-    """For the oracle: float32 coefficients are handed out as float64."""
-    with widened(code.diffusion, "_extract_into_tensor") if dtype == torch.float64 else nullcontext():
-        yield
-
-
-class _Network:
-    """What the original asks a model for: being called, and the device of its parameters."""
-
-    def __init__(self, network: Callable[..., torch.Tensor]) -> None:
-        self._network = network
-
-    def __call__(self, x: torch.Tensor, t: torch.Tensor, **_: Any) -> torch.Tensor:
-        return self._network(x, t)
-
-    def parameters(self) -> Iterator[torch.Tensor]:
-        return iter([torch.empty(0)])
-
-
 def sampler(
     code: SimpleNamespace, arguments: dict[str, Any], loop: str, mean: str = "EPSILON", **options: Any
 ) -> Callable[..., Run]:
@@ -72,12 +50,12 @@ def sampler(
         diffusion = code.script_util.create_gaussian_diffusion(**arguments)
         diffusion.model_mean_type = code.diffusion.ModelMeanType[mean]
         progressive = getattr(diffusion, f"{loop}_loop_progressive")
-        with lifted(code, dtype):
+        with lifted(code.diffusion, dtype):
             noise = torch.randn(*shape, dtype=dtype)
             # Each item is copied: the teacher-forced runs overwrite the loop's state in place.
             steps = [
                 (out["sample"].clone(), out["pred_xstart"])
-                for out in progressive(_Network(network), shape, noise=noise, **options)
+                for out in progressive(AsModel(network), shape, noise=noise, **options)
             ]
             betas = code.diffusion.get_named_beta_schedule(
                 arguments.get("noise_schedule", "linear"), arguments.get("steps", 1000)
@@ -171,7 +149,7 @@ def _pipeline(
         run=sampler(code, arguments, loop, "EPSILON", **({} if eta is None else {"eta": eta})),
         pixels=lambda x: ((x + 1) / 2).clamp(0, 1),
         integers=lambda x: ((x + 1) * 127.5).clamp(0, 255).byte(),  # scripts/image_sample.py
-        alphas=torch.from_numpy((1 - betas).cumprod()),
+        examples=variance_preserving(torch.from_numpy((1 - betas).cumprod())),
         shape=(3, config["image_size"], config["image_size"]),
         call={"respacing": respacing} | ({} if eta is None else {"eta": eta}),
         functions=("improved_diffusion/unet.py:UNetModel", f"{DIFFUSION}.{loop}_loop_progressive"),

@@ -14,6 +14,7 @@ Every case is run several times with the same draws:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +27,7 @@ from conformance.fixture import Manifest, Output, Subject, Tape, TensorFile
 from conformance.network import AnalyticNetwork
 from conformance.recorders.checkout import Original
 from conformance.recorders.environment import environment, recorder
-from conformance.tape import INITIAL, recorded_draws, replayed_draws
+from conformance.tape import INITIAL, TORCH_CPU, recorded_draws, replayed_draws
 
 FLOAT64_TOLERANCE = 1e-12
 MAX_FLOOR = 1e-4
@@ -51,6 +52,7 @@ class SchedulerCase:
     """One case: `run(network, shape, dtype)` drives the original, which draws through torch.randn and randn_like.
 
     `tables`: store the original's tables; cases that share a schedule with another may leave them out.
+    `stream`: where draws come from; one other than torch's CPU generator is not drawn again by replays.
     """
 
     name: str
@@ -69,6 +71,7 @@ class SchedulerCase:
     lifted: Sequence[str] = ()
     tables: bool = True
     tier: str = "default"
+    stream: str = TORCH_CPU
 
     def record(self, original: Original, commit: str, modified: bool) -> tuple[Manifest, dict[str, torch.Tensor]]:
         return record_scheduler_case(self, original, commit, modified)
@@ -77,6 +80,11 @@ class SchedulerCase:
 def case_shape(steps: int) -> tuple[int, ...]:
     """(B, C, H, W) of a case: smaller for longer runs, so that every step is stored in full within the size budget."""
     return (2, 3, 4, 2) if steps <= 20 else (1, 2, 3, 2) if steps <= 100 else (1, 1, 1, 3)
+
+
+def latent_pattern(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """What image-to-image begins with: fixed numbers from -1 to 1."""
+    return torch.linspace(-1, 1, math.prod(shape)).reshape(tuple(shape)).to(dtype)
 
 
 class Probe:
@@ -221,7 +229,7 @@ def record_scheduler_case(
             step=case.step,
         ),
         weights=None,
-        tape=Tape(case.seed, "torch-cpu", log.manifest()),
+        tape=Tape(case.seed, case.stream, log.manifest()),
         outputs=declared,
         repeatable=True,
         float64_tolerance=FLOAT64_TOLERANCE,

@@ -17,6 +17,7 @@ from conformance.network import AnalyticNetwork
 from conformance.recorders.checkout import Original, importing, widened
 from conformance.recorders.network_cases import ModelCase, PipelineCase
 from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
+from conformance.recorders.yang_song_score_sde_networks import network_cases
 
 ORIGINAL = Original(
     system="score-sde",
@@ -168,6 +169,7 @@ def _tables(sde: Any, eps: float) -> dict[str, torch.Tensor]:
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | PipelineCase]:
     """The samplers; then the networks and the pipeline."""
     yield from sampler_cases(code)
+    yield from network_cases(code, sampler, LIFTED)
 
 
 VE = {"sigma_min": 0.01, "sigma_max": 50.0}

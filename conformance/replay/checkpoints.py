@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,37 @@ def _npz(state: State, seed: int, folder: Path) -> Path:
     return path
 
 
-FORMS: dict[str, Callable[[State, int, Path], Path]] = {"plain": _plain, "states": _states, "npz": _npz}
+def _shadow(state: State, seed: int, folder: Path) -> Path:
+    """{optimizer, model, ema, step}: the moving average, which counts, is a list of the trained parameters in order.
+
+    The model's own values differ, except those of what is not trained: Fourier frequencies, and a table `sigmas`.
+    """
+    path = folder / "checkpoint.pth"
+    averages = _tensors(state)
+    fixed = {name: tensor for name, tensor in averages.items() if re.fullmatch(r"all_modules\.\d+\.W", name)}
+    model = {"sigmas": torch.linspace(2, 1, 10, dtype=torch.float64), **_tensors(_others(state, seed)), **fixed}
+    ema = {
+        "decay": 0.999,
+        "num_updates": 1000,
+        "shadow_params": [tensor for name, tensor in averages.items() if name not in fixed],
+    }
+    optimiser = {"state": {}, "param_groups": []}
+    checkpoint = {
+        "optimizer": optimiser,
+        "model": {f"module.{name}": tensor for name, tensor in model.items()},
+        "ema": ema,
+        "step": 1000,
+    }
+    torch.save(checkpoint, path)
+    return path
+
+
+FORMS: dict[str, Callable[[State, int, Path], Path]] = {
+    "plain": _plain,
+    "states": _states,
+    "npz": _npz,
+    "shadow": _shadow,
+}
 
 
 def _tensors(state: State) -> dict[str, torch.Tensor]:

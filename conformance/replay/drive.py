@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from conformance.errors import Unsupported
 from conformance.fixture import Subject
 from conformance.implementations.base import Implementation, Scheduler
 from conformance.tape import replayed_draws
@@ -29,7 +30,9 @@ class Drive:
     ) -> None:
         self.scheduler, self.generator = scheduler, generator
         self.options = implementation.step_options(scheduler, subject)
-        takes = {name: implementation.step_takes(scheduler, name) for name in ("variance_noise", "generator")}
+        names = ("variance_noise", "generator", "classifier_gradient")
+        takes = {name: implementation.step_takes(scheduler, name) for name in names}
+        self.takes_gradient = takes["classifier_gradient"]
         self.takes_noise, self.takes_generator = takes["variance_noise"], takes["generator"]
         self.prepares = hasattr(scheduler, "add_noise_to_input") and isinstance(scheduler.timesteps, torch.Tensor)
         scale = getattr(scheduler, "scale_model_input", None)
@@ -61,11 +64,25 @@ class Drive:
         return scale(sample, t, dtype=dtype) if self.scales_to_dtype else scale(sample, t)
 
     def step(
-        self, call: int, output: torch.Tensor, t: Any, sample: torch.Tensor, noises: Sequence[torch.Tensor] = ()
+        self,
+        call: int,
+        output: torch.Tensor,
+        t: Any,
+        sample: torch.Tensor,
+        noises: Sequence[torch.Tensor] = (),
+        gradient: torch.Tensor | None = None,
     ) -> tuple[Any, torch.Tensor]:
-        """What `step` returned, and the state at the next evaluation, prepared."""
+        """What `step` returned, and the state at the next evaluation, prepared; `gradient`: of a classifier.
+
+        Raises:
+            Unsupported: there is a gradient, and `step` takes none.
+        """
         given = list(noises)
         noise = self._generator() if self.takes_generator else {}
+        if gradient is not None:
+            if not self.takes_gradient:
+                raise Unsupported(f"step of {type(self.scheduler).__name__} takes no classifier's gradient")
+            noise["classifier_gradient"] = gradient
         if self.takes_noise and len(given) == 1 and not self.prepares:
             noise["variance_noise"] = given.pop()
         with handing_out(given):

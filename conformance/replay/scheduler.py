@@ -5,7 +5,7 @@ Order of the comparisons is the order of explanation: a wrong table explains a w
 - `step`: the recorded x_k and e_k go in, x_{k+1} must come out (and x0 with it); in float32 and in float64;
 - `sample`: the closed loop with the analytic network, draws fed from the tape; in float32 and in float64;
 - seeded: the same run with `torch.Generator("cpu").manual_seed(seed)`; the generator must be consumed as by the
-  original and the result must be the replayed one;
+  original and the result must be the replayed one; not for draws that came from elsewhere, as from a Brownian path;
 - the same once more through a pipeline's own loop, where it is a pipeline that is under test (`loop.py`).
 
 The state between two evaluations is the sampler's own: before the network scales it, after any noise that a sampler
@@ -35,7 +35,7 @@ from conformance.implementations.base import Implementation, Scheduler
 from conformance.network import AnalyticNetwork
 from conformance.replay import Settings, loop
 from conformance.replay.drive import Drive, Feed
-from conformance.tape import INITIAL, StreamCheck, drawn_here, draws_by_call, preparation
+from conformance.tape import INITIAL, TORCH_CPU, StreamCheck, drawn_here, draws_by_call, preparation
 
 
 @dataclass
@@ -82,7 +82,7 @@ def compare(
         closed = run.closed(torch.float64)
         comparisons.append(compare_float64("sample" + FLOAT64, closed.sample, recorded["sample" + FLOAT64], tolerance))
     draws_match = None
-    if settings.dtype == torch.float32:
+    if settings.dtype == torch.float32 and run.tape.generator == TORCH_CPU:
         seeded, expected, draws_match = run.seeded(free)
         comparisons.append(compare_exactly("seeded", seeded.sample[-1], expected.sample[-1]))
     around, draws_match_around = loop.compare(fixture, implementation, settings)
@@ -226,7 +226,9 @@ class SchedulerReplay:
                 after(-1)
             times.append(time)
             sample, output = feed(call, sample, drive.scaled(sample, t, dtype), time)
-            result, sample = drive.step(call, output, t, sample, given(noises[call] if call < len(noises) else ()))
+            gradient = self.network.gradient(sample, time) if self.network.classifier_scale else None
+            draws = given(noises[call] if call < len(noises) else ())
+            result, sample = drive.step(call, output, t, sample, draws, gradient)
             samples.append(sample)
             x0.append(getattr(result, "pred_original_sample", None))
             after(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .ncsnpp import NCSNppModel
 from .unet_2d import UNet2DModel, UNet2DOutput
 
-__all__ = ["UNet2DModel", "UNet2DOutput"]
+__all__ = ["NCSNppModel", "UNet2DModel", "UNet2DOutput"]

@@ -9,10 +9,15 @@ from typing import Any, Protocol
 
 from diffusers_ref.configuration import ConfigError
 from diffusers_ref.loading import WeightsError
-from diffusers_ref.modeling import load_state_dict_strictly
-from diffusers_ref.models.unet_2d import UNet2DModel
+from diffusers_ref.modeling import ModelMixin, load_state_dict_strictly
 
-from . import ermongroup_ddim, hojonathanho_diffusion, lupingliu_pndm, openai_improved_diffusion
+from . import (
+    ermongroup_ddim,
+    hojonathanho_diffusion,
+    lupingliu_pndm,
+    openai_improved_diffusion,
+    yang_song_score_sde,
+)
 from .checkpoints import read_checkpoint
 from .config_fields import read_mapping
 from .key_rules import (
@@ -21,7 +26,7 @@ from .key_rules import (
     Shape,
     aligned_modules,
     convert,
-    empty_unet,
+    empty_network,
     key_rules,
     original_shapes,
 )
@@ -58,6 +63,7 @@ _MODULES: tuple[OriginalFormat, ...] = (
     hojonathanho_diffusion,
     lupingliu_pndm,
     openai_improved_diffusion,
+    yang_song_score_sde,
 )
 FORMATS: Mapping[str, OriginalFormat] = {module.NAME: module for module in _MODULES}
 
@@ -67,12 +73,13 @@ class SingleFile:
     """A checkpoint in our terms.
 
     format: name of the original format.
+    unet: the network, a UNet2DModel or another class that the format names.
     scheduler_configs: scheduler class name -> options that reproduce the original's samplers.
     pixel_rounding: how the original turns pixels into integers.
     """
 
     format: str
-    unet: UNet2DModel
+    unet: ModelMixin
     scheduler_configs: dict[str, dict[str, Any]]
     pixel_rounding: str
 
@@ -111,10 +118,10 @@ def module_map(format: OriginalFormat, config: Mapping[str, Any]) -> dict[str, s
 
 def original_keys(format: OriginalFormat, config: Mapping[str, Any]) -> dict[str, Shape]:
     """Name and shape of every original parameter, without the original's code."""
-    return original_shapes(key_map(format, config), empty_unet(format.unet_config(config)).state_dict())
+    return original_shapes(key_map(format, config), empty_network(format.unet_config(config)).state_dict())
 
 
-def build_unet(format: str, config: Source, original_state: Mapping[str, Any]) -> UNet2DModel:
+def build_unet(format: str, config: Source, original_state: Mapping[str, Any]) -> ModelMixin:
     """Our network with the weights of a state in the original's own layout; float32, in evaluation mode.
 
     Args:
@@ -138,7 +145,8 @@ def load_single_file(
 
     Args:
         checkpoint: the file as the original code saves or publishes it.
-        original_config: the original's configuration file, or its contents as a mapping.
+        original_config: the original's configuration file, its contents as a mapping, or, where an original's
+            configurations are code and its format lists them, the name of one.
         original_format: name of the format; by default it is recognised by the configuration.
         use_ema: the moving average of the weights, where the file holds one beside the raw weights.
 
@@ -149,7 +157,7 @@ def load_single_file(
             "original_config is needed: a checkpoint of this kind holds neither the image size nor the noise schedule; "
             "pass the configuration file that belongs to it"
         )
-    contents = read_mapping(original_config)
+    contents = _named_config(original_config) or read_mapping(original_config)
     module = get_format(original_format) if original_format is not None else detect_format(contents)
     config = module.parse_config(contents)
 
@@ -168,10 +176,18 @@ def load_single_file(
     )
 
 
+def _named_config(source: Source) -> Mapping[str, Any] | None:
+    """The official configuration that a text names, if a format has one of that name."""
+    if not isinstance(source, str):
+        return None
+    named = (module.named_config(source) for module in FORMATS.values() if hasattr(module, "named_config"))
+    return next((config for config in named if config is not None), None)
+
+
 def _build_unet(
     module: OriginalFormat, config: Mapping[str, Any], original_state: Mapping[str, Any], source: str
-) -> UNet2DModel:
-    unet = empty_unet(module.unet_config(config))
+) -> ModelMixin:
+    unet = empty_network(module.unet_config(config))
     weights = convert(original_state, key_map(module, config), unet.state_dict(), source)
     load_state_dict_strictly(unet, weights, source)
     return unet.eval()

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusers_ref import registry
 from diffusers_ref.loading import WeightsError
-from diffusers_ref.modeling import listed, shapes_only
-from diffusers_ref.models.unet_2d import UNet2DModel
+from diffusers_ref.modeling import ModelMixin, listed, shapes_only
 
 Shape = tuple[int, ...]
 
@@ -114,10 +114,16 @@ def aligned_modules(layers: Iterable[Layer]) -> dict[str, str]:
     return {layer.original: layer.ours for layer in layers if layer.aligned}
 
 
-def empty_unet(unet_config: Mapping[str, Any]) -> UNet2DModel:
-    """The network on the meta device: names and shapes, no memory."""
+def empty_network(config: Mapping[str, Any]) -> ModelMixin:
+    """The network on the meta device: names and shapes, no memory.
+
+    config: its arguments, and its class as `_class_name`, by default UNet2DModel.
+    """
+    arguments = dict(config)
+    cls = registry.load_class(arguments.pop("_class_name", "UNet2DModel"))
     with shapes_only():
-        return UNet2DModel(**unet_config)
+        network: ModelMixin = cls(**arguments)
+    return network
 
 
 def original_shapes(rules: Iterable[KeyRule], ours: Mapping[str, Tensor]) -> dict[str, Shape]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 LEARNED_VARIANCES = ("learned", "learned_range")
 
 
-class SamplingOptions(TypedDict, total=False):
+class ContinuousSamplingOptions(TypedDict, total=False):
     """Keywords that every pixel-space pipeline takes besides its own."""
 
     sample: Tensor | None
@@ -34,12 +34,17 @@ class SamplingOptions(TypedDict, total=False):
     """The same, under the name of HF diffusers."""
     class_labels: Tensor | Sequence[int] | int | None
     """() or (B,) classes, for a class-conditional network."""
+    callback_on_step_end: StepCallback | None
+    """Called after every step as f(pipeline, index, timestep, {"sample": x}); a dict it returns replaces x."""
+
+
+class SamplingOptions(ContinuousSamplingOptions, total=False):
+    """Those of a sampler of discrete timesteps."""
+
     timesteps: Sequence[int] | None
     """The timesteps themselves, descending, in place of `num_inference_steps`."""
     respacing: str | Sequence[int] | None
     """Steps per section ("10,15,20", "ddim25") in place of `num_inference_steps`, for a scheduler that knows it."""
-    callback_on_step_end: StepCallback | None
-    """Called after every step as f(pipeline, index, timestep, {"sample": x}); a dict it returns replaces x."""
 
 
 class UnconditionalImagePipeline(DiffusionPipeline):
@@ -50,7 +55,10 @@ class UnconditionalImagePipeline(DiffusionPipeline):
     pixel_rounding: how real numbers become the integers of PIL images, a `PixelRounding`.
     """
 
-    convention_options: ClassVar[frozenset[str]] = frozenset({"pixel_rounding"})
+    convention_options: ClassVar[frozenset[str]] = frozenset({"pixel_rounding", "centered"})
+
+    centered: bool = True
+    """Whether the sampler's images are in [-1, 1], as nearly all are, or in [0, 1]; an option of some classes."""
 
     scheduler_class: ClassVar[type[SchedulerMixin]]
     """The scheduler that `from_single_file` makes."""
@@ -92,17 +100,25 @@ class UnconditionalImagePipeline(DiffusionPipeline):
         path = Path(checkpoint).expanduser()
         single = load_single_file(path, original_config, original_format=original_format, use_ema=use_ema)
         arguments: dict[str, Any] = {"unet": single.unet, "pixel_rounding": single.pixel_rounding} | overrides
+        if "centered" in cls.config_keys():  # Images in [0, 1] are centred by the network itself.
+            arguments.setdefault("centered", not single.unet.config.center_input_sample)
         if torch_dtype is not None and "unet" not in overrides:
             arguments["unet"] = single.unet.to(torch_dtype)
         if "scheduler" not in overrides:
-            wanted = cls.scheduler_class.__name__
+            scheduler_class = cls._scheduler_class(single.scheduler_configs)
+            wanted = scheduler_class.__name__
             if wanted not in single.scheduler_configs:
                 raise ConfigError(
                     f"{single.format} has no {wanted}, only {', '.join(sorted(single.scheduler_configs))}; "
                     "use the pipeline of one of these, or pass scheduler=..."
                 )
-            arguments["scheduler"] = cls.scheduler_class.from_config(single.scheduler_configs[wanted])
+            arguments["scheduler"] = scheduler_class.from_config(single.scheduler_configs[wanted])
         return cls(**arguments)
+
+    @classmethod
+    def _scheduler_class(cls, scheduler_configs: Mapping[str, Any]) -> type[SchedulerMixin]:
+        """Which scheduler a checkpoint with these samplers gets."""
+        return cls.scheduler_class
 
     def _sample(
         self,
@@ -128,7 +144,8 @@ class UnconditionalImagePipeline(DiffusionPipeline):
         scheduler, unet = self.scheduler, self.unet
 
         steps = num_inference_steps if timesteps is None and respacing is None else None
-        scheduler.set_timesteps(steps, timesteps=timesteps, respacing=respacing)
+        grids = {"timesteps": timesteps, "respacing": respacing}
+        scheduler.set_timesteps(steps, **{name: grid for name, grid in grids.items() if grid is not None})
 
         # x_T
         x = self._first_sample(batch_size, generator, sample if latents is None else latents)
@@ -148,7 +165,7 @@ class UnconditionalImagePipeline(DiffusionPipeline):
             if callback_on_step_end is not None:
                 x = _replaced(x, callback_on_step_end(self, index, t, {"sample": x}))
 
-        images = postprocess(x, output_type, self.pixel_rounding)
+        images = postprocess(x, output_type, self.pixel_rounding, centered=self.centered)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _first_sample(self, batch_size: int, generator: Generators, given: Tensor | None) -> Tensor:

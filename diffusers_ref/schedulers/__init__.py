@@ -5,6 +5,14 @@ from __future__ import annotations
 from diffusers_ref.schedulers.consistency import CMStochasticIterativeScheduler
 from diffusers_ref.schedulers.ddim import DDIMScheduler
 from diffusers_ref.schedulers.ddpm import DDPMScheduler
+from diffusers_ref.schedulers.dpm_fast import DPMFastScheduler
+from diffusers_ref.schedulers.dpm_solver_multistep import DPMSolverMultistepScheduler
+from diffusers_ref.schedulers.dpm_solver_singlestep import DPMSolverSinglestepScheduler
+from diffusers_ref.schedulers.dpmpp_2m import DPMPP2MScheduler
+from diffusers_ref.schedulers.dpmpp_2m_sde import DPMPP2MSDEScheduler
+from diffusers_ref.schedulers.dpmpp_2s_ancestral import DPMPP2SAncestralScheduler
+from diffusers_ref.schedulers.dpmpp_3m_sde import DPMPP3MSDEScheduler
+from diffusers_ref.schedulers.dpmsolver_sde import DPMSolverSDEScheduler
 from diffusers_ref.schedulers.edm_ablation import EDMAblationScheduler
 from diffusers_ref.schedulers.edm_euler import EDMEulerScheduler
 from diffusers_ref.schedulers.edm_heun import EDMHeunScheduler
@@ -29,6 +37,14 @@ __all__ = [
     "CMStochasticIterativeScheduler",
     "DDIMScheduler",
     "DDPMScheduler",
+    "DPMFastScheduler",
+    "DPMPP2MSDEScheduler",
+    "DPMPP2MScheduler",
+    "DPMPP2SAncestralScheduler",
+    "DPMPP3MSDEScheduler",
+    "DPMSolverSDEScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "EDMAblationScheduler",
     "EDMEulerScheduler",
     "EDMHeunScheduler",

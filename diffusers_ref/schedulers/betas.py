@@ -126,7 +126,7 @@ def _capped(count: int, abar: Callable[[float], float], max_beta: float = 0.999)
 
 
 def rescale_to_zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """Common Diffusion Noise Schedules and Sample Steps are Flawed (arXiv 2305.08891), Algorithm 1, in the dtype of betas.
+    """Common Diffusion Noise Schedules and Sample Steps are Flawed (arXiv 2305.08891), Algorithm 1, in the dtype given.
 
     sqrt(abar) is shifted so that its last entry is 0 and scaled so that its first entry stays.
     """

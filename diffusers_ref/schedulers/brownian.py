@@ -1,8 +1,8 @@
 """Brownian motion as a source of noise: one path over the noise levels, whatever grid visits it.
 
-A stochastic sampler from σ to σ' < σ needs an increment of a Wiener process over [σ', σ], scaled to unit variance. Taken
-from one path, increments of overlapping intervals are correlated as they must be, and a finer grid refines the same
-image instead of making another one. k-diffusion keeps the path as a virtual Brownian tree (arXiv 2001.01328,
+A stochastic sampler needs, from σ to σ' < σ, an increment of a Wiener process over [σ', σ], scaled to unit variance.
+Taken from one path, increments of overlapping intervals are correlated as they must be, and a finer grid refines the
+same image instead of making another one. k-diffusion keeps the path as a virtual Brownian tree (arXiv 2001.01328,
 algorithm 3), which needs no memory: the tree of a seed is a function of time.
 
     code                  meaning

@@ -65,10 +65,15 @@ class Chain:
         with np.errstate(divide="ignore"):
             return 1.0 / of_x0, of_sample / of_x0
 
+    def variance(self, large: bool) -> np.ndarray:
+        """beta~_t (DDPM, eq. 7), which is 0 at the end; `large`: beta_t, with the last beta~ but one at the end."""
+        posterior = self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
+        return np.append(self.betas[:-1], posterior[-2:-1]) if large and len(posterior) > 1 else posterior
+
     @property
     def log_posterior_variance(self) -> np.ndarray:
         """log beta~_t (DDPM, eq. 7). The last beta~ is 0: its entry repeats its neighbour, no noise is added there."""
-        variance = self.betas * (1.0 - self.alphas_cumprod_prev) / (1.0 - self.alphas_cumprod)
+        variance = self.variance(large=False)
         if len(variance) > 1:
             variance[-1] = variance[-2]
         return np.log(np.maximum(variance, 1e-20))

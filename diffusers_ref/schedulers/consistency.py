@@ -144,11 +144,9 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
             levels = [self._karras_table()[0].item()]
         self._set_levels(levels)
         # What is added to f_θ; as openai does it, with NumPy's numbers.
-        self._next_noise = [
-            self.config.s_noise
-            * float(np.sqrt(np.clip(level, self.config.sigma_min, self.config.sigma_max) ** 2 - self.config.sigma_min**2))
-            for level in [*levels[1:], last]
-        ]
+        least, most = self.config.sigma_min, self.config.sigma_max
+        fresh = [np.sqrt(np.clip(level, least, most) ** 2 - least**2) for level in [*levels[1:], last]]
+        self._next_noise = [self.config.s_noise * float(noise) for noise in fresh]
         self.sigmas = torch.tensor([*levels, last])
         times = self._network_time(self.sigmas[:-1]).tolist()
         self._adopt(times, len(levels), device)
@@ -207,8 +205,8 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
 
         model_output: (B, C, ...) the network's output at the scaled input. sample: (B, C, ...) x, not scaled.
         timestep: an entry of `timesteps`.
-        generator: where the noise is drawn from. variance_noise: (B, C, ...), the noise itself, instead of a draw; a run
-            of one step uses none.
+        generator: where the noise is drawn from. variance_noise: (B, C, ...), the noise itself, instead of a draw; a
+            run of one step uses none.
         Returns x' and f_θ, in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
 
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit.

@@ -1,7 +1,7 @@
 """Denoising Diffusion Implicit Models (arXiv 2010.02502), section 4: generalised sampling, eq. 12 and 16.
 
 Extensions: clipping and dynamic thresholding of x̂_0 (Imagen, arXiv 2205.11487), v-prediction (arXiv 2202.00512), zero
-terminal SNR (arXiv 2305.08891).
+terminal SNR (arXiv 2305.08891), classifier guidance (arXiv 2105.05233, Algorithm 2).
 
     code                  paper (its α_t is written ᾱ_t here)
     sample                x_τi
@@ -12,6 +12,7 @@ terminal SNR (arXiv 2305.08891).
     sigma                 σ_τi(η)
     eta                   η: 0 is deterministic (DDIM), 1 is as noisy as DDPM
     variance_noise        ε_τi
+    classifier_gradient   s ∇_x log p(y | x_τi), s the scale of the guidance
 
 Three originals are reproduced bit for bit, see `Coefficients`: "float32_cumprod" is ermongroup's, "float64" openai's,
 "compvis" CompVis' sampler. They differ in the rounding of the tables and in the order of the three terms of eq. 12.
@@ -47,6 +48,7 @@ class _Step(NamedTuple):
 
     sqrt_abar: float
     sqrt_one_minus_abar: float
+    guidance: float  # √(1 − ᾱ) once more, as the factor of a classifier's gradient
     inverse_sqrt_abar: float  # 1/√ᾱ and √(1/ᾱ − 1), from which only "float64" starts
     inverse_noise: float
     previous_sample: float  # x̂_0 = previous_output · output − previous_sample · x_t where the output is x_{t−1}
@@ -122,12 +124,16 @@ class DDIMScheduler(ChainScheduler):
         generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
+        classifier_gradient: Tensor | None = None,
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """One step of eq. 12.
 
         model_output: (B, C, ...), or (B, 2C, ...) with a learned variance. timestep: an entry of `timesteps`.
         sample: (B, C, ...). eta: η, at least 0. use_clipped_model_output: derive ε from the clipped x̂_0 in this step.
         generator: where the noise is drawn from. variance_noise: (B, C, ...), the noise itself, instead of a draw.
+        classifier_gradient: (B, C, ...), the gradient of log p(y | x_τi) by x_τi at `sample`, times the guidance scale;
+            √(1 − ᾱ) times it is taken off the ε of the limited x̂_0, and the x̂_0 that follows is not limited again.
+            The classifier is given `network_timestep(timestep)` as time.
         Returns x_τ(i−1) and x̂_0 in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
 
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit,
@@ -147,6 +153,8 @@ class DDIMScheduler(ChainScheduler):
             epsilon = self._epsilon_from_x0(limited, x, c)
         else:
             epsilon = self._predict_epsilon(output, x0, x, c)
+        if classifier_gradient is not None:
+            limited, epsilon = self._guided(limited, self._gradient(classifier_gradient, x), x, c)
 
         signal, direction, noise = c.sqrt_abar_prev * limited, c.direction * epsilon, c.sigma * noise
         if self._table.coefficients is Coefficients.FLOAT32_CUMPROD:
@@ -166,9 +174,20 @@ class DDIMScheduler(ChainScheduler):
             return c.sqrt_abar * x - c.sqrt_one_minus_abar * output
         if self._prediction is PredictionType.PREVIOUS_SAMPLE:
             return c.previous_output * output - c.previous_sample * x
+        return self._x0_from_epsilon(output, x, c)
+
+    def _x0_from_epsilon(self, epsilon: Tensor, x: Tensor, c: _Step) -> Tensor:
         if self._starts_from_inverse:
-            return c.inverse_sqrt_abar * x - c.inverse_noise * output
-        return (x - c.sqrt_one_minus_abar * output) / c.sqrt_abar  # eq. 9
+            return c.inverse_sqrt_abar * x - c.inverse_noise * epsilon
+        return (x - c.sqrt_one_minus_abar * epsilon) / c.sqrt_abar  # eq. 9
+
+    def _guided(self, x0: Tensor, gradient: Tensor, x: Tensor, c: _Step) -> tuple[Tensor, Tensor]:
+        """x̂_0 and ε under a classifier's gradient (arXiv 2105.05233, Algorithm 2)."""
+        if c.sqrt_abar == 0:
+            raise ValueError("abar is 0 at this timestep: there, no x_0 follows from a classifier's gradient")
+        epsilon = self._epsilon_from_x0(x0, x, c) - c.guidance * gradient
+        x0 = self._x0_from_epsilon(epsilon, x, c)
+        return x0, self._epsilon_from_x0(x0, x, c)
 
     def _predict_epsilon(self, output: Tensor, x0: Tensor, x: Tensor, c: _Step) -> Tensor:
         if self._prediction is PredictionType.EPSILON:
@@ -215,7 +234,7 @@ class DDIMScheduler(ChainScheduler):
             raise ValueError(f"eta={eta} is too large: sigma² exceeds 1 - abar_prev at timestep {t}; at most 1 is safe")
         # Clamped, as rounding can make 0 negative where abar falls to (almost) 0 in one step; the originals return NaN.
         direction = rest.clamp(min=0).sqrt()
-        columns = (*levels[:2], *levels.chain_factors, levels.abar_prev.sqrt(), direction, levels.sigma)
+        columns = (*levels[:3], *levels.chain_factors, levels.abar_prev.sqrt(), direction, levels.sigma)
         return [_Step(*row) for row in by_step(*columns)]
 
 
@@ -224,6 +243,7 @@ class _Levels(NamedTuple):
 
     sqrt_abar: Tensor
     sqrt_one_minus_abar: Tensor
+    guidance: Tensor
     abar_prev: Tensor
     sigma: Tensor  # eq. 16
     chain_factors: tuple[Tensor, ...]  # the four factors of `_Step` that only "float64" reads
@@ -240,14 +260,15 @@ def _float64_levels(chain: Chain, final_abar: float, eta: float, dtype: torch.dt
     sqrt_abar, sqrt_one_minus = chain.x0_from_velocity
     previous_output, previous_sample = chain.x0_from_previous
     factors = tuple(rounded(table) for table in (*chain.x0_from_epsilon, previous_sample, previous_output))
-    return _Levels(rounded(sqrt_abar), rounded(sqrt_one_minus), a_prev, sigma, factors)
+    return _Levels(rounded(sqrt_abar), rounded(sqrt_one_minus), (1 - a).sqrt(), a_prev, sigma, factors)
 
 
 def _float32_cumprod_levels(a: Tensor, a_prev: Tensor, eta: float, dtype: torch.dtype) -> _Levels:
     """ermongroup, `generalized_steps`: everything is arithmetic on the float32 ᾱ."""
     a, a_prev = a.to(dtype), a_prev.to(dtype)
     sigma = eta * ((1 - a / a_prev) * (1 - a_prev) / (1 - a)).sqrt()
-    return _Levels(a.sqrt(), (1 - a).sqrt(), a_prev, sigma, (torch.zeros_like(a),) * 4)
+    sqrt_one_minus = (1 - a).sqrt()
+    return _Levels(a.sqrt(), sqrt_one_minus, sqrt_one_minus, a_prev, sigma, (torch.zeros_like(a),) * 4)
 
 
 def _compvis_levels(a: Tensor, a_prev: Tensor, eta: float, dtype: torch.dtype) -> _Levels:
@@ -261,7 +282,8 @@ def _compvis_levels(a: Tensor, a_prev: Tensor, eta: float, dtype: torch.dtype) -
     sigma = eta * torch.from_numpy(np.sqrt(variance.numpy()))
     sqrt_one_minus = torch.from_numpy(np.sqrt((1.0 - a).numpy()))
     a, a_prev = a.to(dtype), a_prev.to(dtype)
-    return _Levels(a.sqrt(), sqrt_one_minus.to(dtype), a_prev, sigma.to(dtype), (torch.zeros_like(a),) * 4)
+    sqrt_one_minus = sqrt_one_minus.to(dtype)
+    return _Levels(a.sqrt(), sqrt_one_minus, sqrt_one_minus, a_prev, sigma.to(dtype), (torch.zeros_like(a),) * 4)
 
 
 _DEFAULT_COEFFICIENTS = {

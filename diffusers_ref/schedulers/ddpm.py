@@ -1,7 +1,8 @@
 """Denoising Diffusion Probabilistic Models (arXiv 2006.11239), Algorithm 2: ancestral sampling.
 
 Extensions: learned variances and chains with fewer steps (Improved DDPM, arXiv 2102.09672), dynamic thresholding
-(Imagen, arXiv 2205.11487), v-prediction (arXiv 2202.00512), zero terminal SNR (arXiv 2305.08891).
+(Imagen, arXiv 2205.11487), v-prediction (arXiv 2202.00512), zero terminal SNR (arXiv 2305.08891), classifier guidance
+(arXiv 2105.05233, Algorithm 1).
 
     code                  paper
     sample                x_t
@@ -10,8 +11,9 @@ Extensions: learned variances and chains with fewer steps (Improved DDPM, arXiv 
     betas                 β_t
     alphas_cumprod        ᾱ_t = Π (1 − β_s)
     mean                  μ̃_t(x_t, x̂_0)
-    std                   σ_t
+    std, variance         σ_t, σ_t²
     variance_noise        z
+    classifier_gradient   s ∇_x log p(y | x_t), s the scale of the guidance
 
 Two originals are reproduced bit for bit, see `Coefficients`: "float64" is hojonathanho's and openai's sampler,
 "float32_cumprod" the `ddpm_noisy` sampler of ermongroup.
@@ -51,6 +53,7 @@ class _Step(NamedTuple):
     mean_divisor: float
     noise_mask: float  # 0 in the step that ends the chain, else 1
     std: float  # σ_t of the fixed variances, masked
+    variance: float  # σ_t² of the fixed variances, not masked
     min_log: float  # log β̃_t
     max_log: float  # log β_t
 
@@ -114,11 +117,14 @@ class DDPMScheduler(ChainScheduler):
         generator: Generators = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
+        classifier_gradient: Tensor | None = None,
     ) -> SchedulerOutput | tuple[Tensor, Tensor]:
         """One step of Algorithm 2.
 
         model_output: (B, C, ...), or (B, 2C, ...) with a learned variance. timestep: an entry of `timesteps`.
         sample: (B, C, ...). generator: where z is drawn from. variance_noise: (B, C, ...), z itself, instead of a draw.
+        classifier_gradient: (B, C, ...), the gradient of log p(y | x_t) by x_t at `sample`, times the guidance scale;
+            the mean moves by σ_t² times it. The classifier is given `network_timestep(timestep)` as time.
         Returns x_{t-1} and x̂_0 in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
 
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit.
@@ -143,19 +149,22 @@ class DDPMScheduler(ChainScheduler):
             if c.mean_divisor != 1:
                 mean = mean / c.mean_divisor
 
-        std = c.std if variance_values is None else self._learned_std(variance_values, c)
+        log_variance = None if variance_values is None else self._learned_log_variance(variance_values, c)
+        if classifier_gradient is not None:
+            variance = c.variance if log_variance is None else torch.exp(log_variance)
+            mean = mean + variance * self._gradient(classifier_gradient, x)  # 2105.05233, Algorithm 1
+        std = c.std if log_variance is None else c.noise_mask * torch.exp(0.5 * log_variance)
         prev_sample = mean + std * z  # Algorithm 2, line 4
 
         result = SchedulerOutput(prev_sample.to(sample.dtype), x0.to(sample.dtype))
         return result if return_dict else result.to_tuple()
 
-    def _learned_std(self, values: Tensor, c: _Step) -> Tensor:
+    def _learned_log_variance(self, values: Tensor, c: _Step) -> Tensor:
         """Improved DDPM, eq. 15: the log variance interpolates between log β̃_t and log β_t."""
-        log_variance = values
-        if self._variance is VarianceType.LEARNED_RANGE:
-            fraction = (values + 1) / 2
-            log_variance = fraction * c.max_log + (1 - fraction) * c.min_log
-        return c.noise_mask * torch.exp(0.5 * log_variance)
+        if self._variance is not VarianceType.LEARNED_RANGE:
+            return values
+        fraction = (values + 1) / 2
+        return fraction * c.max_log + (1 - fraction) * c.min_log
 
     # --- coefficients ------------------------------------------------------------------------------------------------
 
@@ -187,12 +196,15 @@ class DDPMScheduler(ChainScheduler):
             of_sample, of_output = chain.x0_from_velocity
         elif self._prediction is PredictionType.EPSILON:
             of_sample, of_output = chain.x0_from_epsilon
-        tables = (of_sample, of_output, *chain.posterior_mean, chain.log_posterior_variance, chain.log_beta)
-        *factors, min_log, max_log = (torch.from_numpy(table.astype(np.float32)).to(dtype) for table in tables)
+        variance, logs = chain.variance(self._large_variance), (chain.log_posterior_variance, chain.log_beta)
+        tables = (of_sample, of_output, *chain.posterior_mean, variance, *logs)
+        rounded = (torch.from_numpy(table.astype(np.float32)).to(dtype) for table in tables)
+        *factors, variances, min_log, max_log = rounded
 
         mask = self._noise_mask(dtype)
         std = mask * torch.exp(0.5 * (max_log if self._large_variance else min_log))
-        return [_Step(*row) for row in by_step(*factors, torch.ones_like(mask), mask, std, min_log, max_log)]
+        columns = (*factors, torch.ones_like(mask), mask, std, variances, min_log, max_log)
+        return [_Step(*row) for row in by_step(*columns)]
 
     def _float32_cumprod_steps(self, dtype: torch.dtype) -> list[_Step]:
         """ermongroup, `ddpm_steps`: everything is arithmetic on the float32 ᾱ; σ_t² is always β_t."""
@@ -212,7 +224,7 @@ class DDPMScheduler(ChainScheduler):
 
         mask, log_beta = self._noise_mask(dtype), beta.log()
         std = mask * torch.exp(0.5 * log_beta)
-        columns = (of_sample, of_output, mean_x0, mean_sample, mean_divisor, mask, std, log_beta, log_beta)
+        columns = (of_sample, of_output, mean_x0, mean_sample, mean_divisor, mask, std, beta, log_beta, log_beta)
         return [_Step(*row) for row in by_step(*columns)]
 
     def _noise_mask(self, dtype: torch.dtype) -> Tensor:

@@ -135,7 +135,8 @@ class DPMFastScheduler(SigmaScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
-        at = self._numbers_for(dtype)[self._advance(timestep)]
+        index = self._advance(timestep)
+        at = self._numbers_for(dtype)[index]
         x, step = sample.to(dtype), at.step
         denoised = self._denoised(model_output.to(dtype), x, at)
         eps = (x - denoised) / at.sigma

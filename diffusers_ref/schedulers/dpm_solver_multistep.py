@@ -70,12 +70,12 @@ class DPMSolverMultistepScheduler(SolverScheduler):
     Conventions of originals:
         coefficients: see `Coefficients`; by default the recipe of the original that such weights come from.
         log_snr: LuChengTHU: continuous times from T to 1/N and what the network is given there, fractional training
-            timesteps; see `LogSnrKind`. Every output is turned into ε first. Replaces the published grids.
+            timesteps; see `LogSnrKind`. Every output is turned into ε first. Replaces the published grids, but for
+            final_sigmas_type: "sigma_min" ends at 1/N, and "zero" is `denoise_to_zero`: one more evaluation there,
+            whose x_0 is the result. For "linear" β(t) goes from T · beta_start to T · beta_end.
         skip_type: which continuous times are visited, see `SkipType`; by default "time_uniform".
         log_alpha_from: see `AlphaSource`; by default ᾱ for "compvis", else β.
-        continuous_beta_0, continuous_beta_1: of log_snr="linear".
         lower_order_below: runs of fewer steps are short; LuChengTHU has 10.
-        denoise_to_zero: LuChengTHU: one more evaluation at the end of `log_snr`'s times, whose x_0 is the result.
         sample_min_value: the scale of dynamic thresholding is at least this; `thresholding_max_val` of LuChengTHU.
 
     The order is at most the number of outputs there are, so sampling can begin in the middle; outputs at equal levels
@@ -88,10 +88,7 @@ class DPMSolverMultistepScheduler(SolverScheduler):
             "log_snr",
             "skip_type",
             "log_alpha_from",
-            "continuous_beta_0",
-            "continuous_beta_1",
             "lower_order_below",
-            "denoise_to_zero",
             "sample_min_value",
         }
     )
@@ -131,10 +128,7 @@ class DPMSolverMultistepScheduler(SolverScheduler):
         log_snr: str | None = None,
         skip_type: str | None = None,
         log_alpha_from: str | None = None,
-        continuous_beta_0: float = 0.1,
-        continuous_beta_1: float = 20.0,
         lower_order_below: int = 15,
-        denoise_to_zero: bool = False,
         sample_min_value: float = 1.0,
     ) -> None:
         self._algorithm, self._solver_type = choose_algorithm(self.config, tuple(AlgorithmType))
@@ -188,6 +182,7 @@ class DPMSolverMultistepScheduler(SolverScheduler):
         and for `variance_noise` where nothing is drawn.
         """
         dtype = self._check(model_output, sample, channel_factor=self._channel_factor)
+        self._require_timesteps()
         coefficients: list[_Evaluation] = self._coefficients(dtype)
         noise = self._draw(sample, generator, variance_noise, dtype)
         index = self._advance(timestep)

@@ -16,6 +16,7 @@ The first step, and a step to σ = 0, are of first order. Nothing lowers the ord
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
@@ -66,7 +67,7 @@ class DPMPP2MScheduler(SigmaScheduler):
         times = [time_of(sigma) for sigma in sigmas]
         plan: list[Evaluation] = []
         h_last = None
-        for i, (t, t_next) in enumerate(zip(times, times[1:], strict=False)):
+        for i, (t, t_next) in enumerate(pairwise(times)):
             h = t_next - t
             step = _Step(level_of(t_next) / level_of(t), (-h).expm1())
             if h_last and sigmas[i + 1] > 0:  # Also of first order after a step of no length.
@@ -91,7 +92,8 @@ class DPMPP2MScheduler(SigmaScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
-        at = self._numbers_for(dtype)[self._advance(timestep)]
+        index = self._advance(timestep)
+        at = self._numbers_for(dtype)[index]
         x, step = sample.to(dtype), at.step
         denoised = self._denoised(model_output.to(dtype), x, at)
         mixed = denoised

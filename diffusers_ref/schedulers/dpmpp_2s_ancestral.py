@@ -17,6 +17,7 @@ noise is drawn after the last evaluation of a step, also with η = 0, but not in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
@@ -79,7 +80,7 @@ class DPMPP2SAncestralScheduler(SigmaScheduler):
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
         eta = self.config.eta
         plan: list[Evaluation] = []
-        for i, (sigma, level) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        for i, (sigma, level) in enumerate(pairwise(sigmas)):
             down, up = ancestral_step(sigma, level, eta)
             draws = bool(level > 0)
             # In float32 whatever the arithmetic is, so that it has the same evaluations.
@@ -116,7 +117,8 @@ class DPMPP2SAncestralScheduler(SigmaScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
-        at = self._numbers_for(dtype)[self._advance(timestep)]
+        index = self._advance(timestep)
+        at = self._numbers_for(dtype)[index]
         x, step = sample.to(dtype), at.step
         denoised = self._denoised(model_output.to(dtype), x, at)
         if step.is_euler:

@@ -21,6 +21,7 @@ its minus sign in front: HF diffusers' third-order "sde-dpmsolver++" has the oth
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -91,7 +92,7 @@ class DPMPP3MSDEScheduler(SigmaScheduler):
         eta = self.config.eta
         plan: list[Evaluation] = []
         h_1 = h_2 = None
-        for i, (sigma, level) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        for i, (sigma, level) in enumerate(pairwise(sigmas)):
             if level == 0:
                 plan.append(Evaluation(sigma, _Step(is_last=True), level=i))
                 continue
@@ -148,7 +149,8 @@ class DPMPP3MSDEScheduler(SigmaScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
-        at = self._numbers_for(dtype)[self._advance(timestep)]
+        index = self._advance(timestep)
+        at = self._numbers_for(dtype)[index]
         x, step = sample.to(dtype), at.step
         denoised = self._denoised(model_output.to(dtype), x, at)
         prev_sample = denoised

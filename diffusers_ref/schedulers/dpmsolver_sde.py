@@ -19,6 +19,7 @@ without a draw.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -88,7 +89,7 @@ class DPMSolverSDEScheduler(SigmaScheduler):
 
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
         plan: list[Evaluation] = []
-        for i, (sigma, level) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        for i, (sigma, level) in enumerate(pairwise(sigmas)):
             if level == 0:
                 plan.append(Evaluation(sigma, _Step(is_euler=True), level=i))
                 continue
@@ -142,7 +143,8 @@ class DPMSolverSDEScheduler(SigmaScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
-        at = self._numbers_for(dtype)[self._advance(timestep)]
+        index = self._advance(timestep)
+        at = self._numbers_for(dtype)[index]
         x, step = sample.to(dtype), at.step
         denoised = self._denoised(model_output.to(dtype), x, at)
         if step.is_euler:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -37,6 +38,7 @@ from diffusers_ref.schedulers.noise_designs import (
     ScheduleKind,
     VESchedule,
     VPSchedule,
+    chain_levels,
     default_range,
     edm_levels,
     iddpm_levels,
@@ -78,6 +80,7 @@ class EDMAblationScheduler(PreconditionedScheduler):
     """
 
     convention_options = CHURN_OPTIONS | {"state_dtype"}
+    order: ClassVar[int] = 2
 
     @register_to_config
     def __init__(
@@ -128,6 +131,8 @@ class EDMAblationScheduler(PreconditionedScheduler):
         self._sigma_min = max(low if sigma_min is None else sigma_min, self._preconditioner.sigma_min)
         self._sigma_max = min(high if sigma_max is None else sigma_max, self._preconditioner.sigma_max)
         check_range(self._sigma_min, self._sigma_max)
+        if c_1 != C_1 and chain_levels(c_1, c_2, num_levels)[0] > self._sigma_max:
+            raise ConfigError(f"c_1={c_1} has no effect: the only level it makes is above sigma_max={self._sigma_max}")
         vp = VPSchedule.between(self._sigma_min, self._sigma_max, epsilon_s)
         self._vp = vp
         schedules: dict[ScheduleKind, NoiseSchedule] = {

@@ -79,7 +79,7 @@ class EDMEulerScheduler(PreconditionedScheduler):
         initial_scale: see `InitialScale`.
         state_dtype: None for that of the sample; "float64" (NVlabs): levels, state and draws are float64.
 
-    Published code passes `s_churn` to `step`, which is after the network was asked: too late, so it is refused there.
+    Published code passes `s_churn` to `step`, which is after the network was asked: too late, so `step` has none here.
     Explicit `sigmas` are noise levels (published code takes them for positions from 0 to 1 on its own grid).
     """
 
@@ -207,10 +207,6 @@ class EDMEulerScheduler(PreconditionedScheduler):
         model_output: Tensor,
         timestep: Time | Tensor,
         sample: Tensor,
-        s_churn: float = 0.0,
-        s_tmin: float = 0.0,
-        s_tmax: float = float("inf"),
-        s_noise: float = 1.0,
         generator: Generators = None,
         return_dict: bool = True,
         pred_original_sample: Tensor | None = None,
@@ -222,16 +218,10 @@ class EDMEulerScheduler(PreconditionedScheduler):
         sample: (B, C, ...) the state, after `add_noise_to_input` where there is churn.
         pred_original_sample: (B, C, ...) D(x; σ), if it is known already; `model_output` has no effect then.
         generator, variance_noise: (B, C, ...) the unused draw, if `add_noise_to_input` was not called.
-        s_churn, s_tmin, s_tmax, s_noise: not here but in the constructor.
         Returns the next state and D(x; σ) in the dtype of `sample`, or in `state_dtype`.
 
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit,
         and where noise had to be added before.
         """
-        if (s_churn, s_tmin, s_tmax, s_noise) != (0.0, 0.0, math.inf, 1.0):
-            raise ValueError(
-                f"s_churn={s_churn}, s_tmin={s_tmin}, s_tmax={s_tmax}, s_noise={s_noise} are not allowed in step: "
-                "noise is added before the network is asked: make the scheduler with them, and call add_noise_to_input"
-            )
         result = self._take(model_output, timestep, sample, generator, variance_noise, pred_original_sample)
         return result if return_dict else result.to_tuple()

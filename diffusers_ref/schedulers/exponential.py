@@ -43,12 +43,12 @@ def ends_of(config: Mapping[str, Any], table: Tensor) -> tuple[float, float]:
     low, high = config["sigma_min"], config["sigma_max"]
     low, high = table[0].item() if low is None else low, table[-1].item() if high is None else high
     if not 0 < low < high < math.inf:
-        raise ConfigError(f"sigma_min={low!r} and sigma_max={high!r} are not allowed; needed: 0 < sigma_min < sigma_max")
+        raise ConfigError(f"sigma_min={low!r} and sigma_max={high!r}; allowed: 0 < sigma_min < sigma_max")
     return low, high
 
 
 def noisy_end(t: Tensor, t_next: Tensor, t_last: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """() the time down to which a step with noise goes, at most t_last, and the deviation of the noise back to t_next."""
+    """() where a step with noise goes down to, at most t_last, and the deviation of the noise back to t_next."""
     if not eta:
         return t_next, torch.zeros_like(t_next)
     down, _ = ancestral_step(level_of(t), level_of(t_next), eta)

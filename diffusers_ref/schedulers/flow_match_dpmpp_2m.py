@@ -78,7 +78,7 @@ class FlowMatchDPMPP2MScheduler(FlowScheduler):
         generator: taken as by other samplers; nothing is drawn.
         Returns x_σ' and x̂_0 in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
 
-        Raises ValueError before `set_timesteps`, for a timestep that is not in the list, and for shapes that do not fit.
+        Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
         coefficients = self._coefficients(dtype)

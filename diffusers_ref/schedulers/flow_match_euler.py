@@ -1,4 +1,4 @@
-"""Euler's method for flow matching: Stable Diffusion 3 (arXiv 2403.03206) and Flux; Scaling Rectified Flow, eq. 1 and 13.
+"""Euler's method for flow matching, as Stable Diffusion 3 (arXiv 2403.03206) and Flux run it.
 
     code              symbol
     sample            x_σ

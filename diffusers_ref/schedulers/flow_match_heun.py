@@ -47,7 +47,6 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
             "time_dtype",
         }
     )
-    _evaluations_per_level = 2
 
     @register_to_config
     def __init__(
@@ -70,6 +69,9 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         time_dtype: str = "float32",
     ) -> None:
         self._prepare()
+
+    def _at_evaluations(self, values: Tensor) -> Tensor:
+        return torch.cat([values[:1], values[1:].repeat_interleave(2)])
 
     def _begins_step(self, index: int) -> bool:
         return index % 2 == 0
@@ -113,5 +115,4 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
 
     def _make_coefficients(self, sigmas: Tensor) -> list[float]:
         """σ' − σ of every step."""
-        levels = torch.cat([sigmas[:1], sigmas[1::2]])
-        return levels.diff().tolist()
+        return sigmas.diff().tolist()

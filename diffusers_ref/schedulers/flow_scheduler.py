@@ -85,10 +85,8 @@ class FlowScheduler(SchedulerMixin):
         time_dtype: see `TimeDtype`.
     """
 
-    _evaluations_per_level = 1
-
     sigmas: Tensor
-    """(N + 1,) float32 on the CPU: σ at every entry of `timesteps`, and where the last step ends. Before
+    """(n + 1,) float32 on the CPU: the levels of the grid, and the one where the last step ends. Before
     `set_timesteps`: the (T,) levels of training."""
 
     # --- construction ------------------------------------------------------------------------------------------------
@@ -195,18 +193,16 @@ class FlowScheduler(SchedulerMixin):
         self._require_levels(self._noise_levels(levels))
         times = levels * len(self) if given is None else torch.from_numpy(given)
 
-        levels, times = levels[begin:], times[begin:]
-        ends = torch.cat([levels, torch.tensor([end])])
-        if self._evaluations_per_level == 2:  # Once at the first level, twice at the others, never at the end.
-            times = torch.cat([times[:1], times[1:].repeat_interleave(2)])
-            ends = torch.cat([levels[:1], levels[1:].repeat_interleave(2), ends[-1:]])
-        self.sigmas, self._levels = ends, self._noise_levels(ends)
+        times, levels = times[begin:], levels[begin:]
+        self.sigmas = torch.cat([levels, torch.tensor([end])])
         self._coefficient_cache: dict[torch.dtype, list[Any]] = {}
-        self._adopt(times.tolist(), len(levels), device, self._times_of_network(times, ends[:-1]))
+        times, levels = self._at_evaluations(times), self._at_evaluations(levels)
+        self._levels = self._noise_levels(levels)
+        self._adopt(times.tolist(), count - begin, device, self._times_of_network(levels))
         self._coefficients(torch.float32)
 
     def mu_of(self, image_seq_len: int) -> float:
-        """μ for a number of image tokens: on the line through (base_image_seq_len, base_shift) and (max…, max_shift)."""
+        """μ for a number of image tokens: on the line from (base_image_seq_len, base_shift) to (max_…, max_shift)."""
         config = self.config
         slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
         return slope * image_seq_len + (config.base_shift - slope * config.base_image_seq_len)
@@ -222,7 +218,7 @@ class FlowScheduler(SchedulerMixin):
         given = {name: value for name, value in requests.items() if value is not None}
         if len(set(given.values())) != 1:
             what = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
-            raise ValueError(f"give num_inference_steps, sigmas or timesteps, and if several, of one length; given: {what}")
+            raise ValueError(f"give num_inference_steps, sigmas or timesteps, if several, of one length; given: {what}")
         (count,) = set(given.values())
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"num_inference_steps={count!r} is not allowed; it must be an integer of at least 1")
@@ -232,7 +228,7 @@ class FlowScheduler(SchedulerMixin):
         if not ((levels > 0) & (levels <= 1)).all() or (levels.diff() > 0).any():
             shown = ", ".join(f"{level:g}" for level in levels.tolist()[:8])
             raise ValueError(
-                f"the shares of noise that are visited must lie above 0 and at most at 1, and not ascend; they are {shown}"
+                f"the shares of noise that are visited must be above 0, at most 1, and not ascend; they are {shown}"
             )
 
     def _noise_levels(self, sigmas: Tensor) -> Tensor:
@@ -280,7 +276,11 @@ class FlowScheduler(SchedulerMixin):
         signal = 1 - levels
         return 1 - signal / (signal[-1] / (1 - terminal))
 
-    def _times_of_network(self, times: Tensor, levels: Tensor) -> list[float] | None:
+    def _at_evaluations(self, values: Tensor) -> Tensor:
+        """Values at the levels of the grid (n,) at every evaluation of the network (N,)."""
+        return values
+
+    def _times_of_network(self, levels: Tensor) -> list[float] | None:
         if self._network_time is NetworkTime.SIGMA:
             return levels.to(self._time_dtype).tolist()
         if self._time_dtype is torch.float32:
@@ -308,7 +308,7 @@ class FlowScheduler(SchedulerMixin):
         times = torch.as_tensor(timestep)
         if times.ndim > 1 or (times.ndim == 1 and len(times) not in (1, len(sample))):
             raise ValueError(f"timestep has the shape {tuple(times.shape)}; allowed: () or ({len(sample)},)")
-        level_at = dict(zip(reversed(self._times), reversed(self._levels.tolist()[: len(self._times)]), strict=True))
+        level_at = dict(zip(self._times, self._levels.tolist(), strict=True))
         wanted = times.reshape(-1).tolist()
         missing = [time for time in wanted if time not in level_at]
         if missing:

@@ -13,6 +13,7 @@ The published class takes σ_i² for σ_i, which is none of the paper's: here th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -45,6 +46,7 @@ class KarrasVeScheduler(PreconditionedScheduler):
     """
 
     convention_options = frozenset({"state_dtype"})
+    order: ClassVar[int] = 2
 
     @register_to_config
     def __init__(
@@ -102,7 +104,7 @@ class KarrasVeScheduler(PreconditionedScheduler):
         return (x + 1) / 2
 
     def _denoised(self, model_output: Tensor, x: Tensor, index: int) -> Tensor:
-        work = torch.promote_types(model_output.dtype, torch.float32)
+        work = self._work_dtype(model_output, x)
         _, sigma, _ = self._scalings(work)[index]
         return self._from_score(x.to(work), model_output.to(work), sigma)
 

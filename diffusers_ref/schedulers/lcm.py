@@ -121,8 +121,8 @@ class LCMScheduler(ChainScheduler):
         timesteps: the grid itself, strictly descending.
 
         original_inference_steps: N, instead of the option of that name.
-        strength: in (0, 1], for image-to-image: of the N timesteps of distillation only the lowest int(N · strength) are
-            there to be chosen from; of explicit timesteps only the last int(n · strength) are visited.
+        strength: in (0, 1], for image-to-image: of the N timesteps of distillation only the lowest int(N · strength)
+            are there to be chosen from; of explicit timesteps only the last int(n · strength) are visited.
         device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
         """
         if (num_inference_steps is None) == (timesteps is None):

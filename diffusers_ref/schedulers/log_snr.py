@@ -234,11 +234,18 @@ def singlestep_orders(steps: int, order: int) -> list[int]:
     return [3] * (whole - 1) + [2, 1]
 
 
-def outer_times(schedule: LogSnr, skip_type: SkipType, steps: int, orders: Sequence[int]) -> Tensor:
-    """(K + 1,) the ends of K singlestep steps of these orders, `steps` evaluations together.
+def outer_times(
+    schedule: LogSnr,
+    skip_type: SkipType,
+    steps: int,
+    orders: Sequence[int],
+    begin: float | None = None,
+    end: float | None = None,
+) -> Tensor:
+    """(K + 1,) the ends of K singlestep steps of these orders, `steps` evaluations together; see `LogSnr.times`.
 
     Uniform in λ, or else those times of the grid of `steps` evaluations at which a step ends.
     """
     if skip_type is SkipType.LOG_SNR:
-        return schedule.times(skip_type, len(orders))
-    return schedule.times(skip_type, steps)[torch.cumsum(torch.tensor([0, *orders]), 0)]
+        return schedule.times(skip_type, len(orders), begin, end)
+    return schedule.times(skip_type, steps, begin, end)[torch.cumsum(torch.tensor([0, *orders]), 0)]

@@ -172,7 +172,7 @@ def ve_levels(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 
 def iddpm_levels(steps: int, sigma_min: float, sigma_max: float, c_1: float, c_2: float, num_levels: int) -> Tensor:
     """(n,) even positions among those levels u_j of the chain that lie in the range; equal ones where they are few."""
-    u = _chain_levels(c_1, c_2, num_levels)
+    u = chain_levels(c_1, c_2, num_levels)
     inside = u[(u >= sigma_min) & (u <= sigma_max)]
     if not len(inside):
         raise ValueError(f"no level of the chain of {num_levels} lies between sigma_min={sigma_min} and {sigma_max}")
@@ -186,8 +186,8 @@ def _ramp(steps: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _chain_levels(c_1: float, c_2: float, num_levels: int) -> Tensor:
-    """(M + 1,) u_j in float64, each from the one below it."""
+def chain_levels(c_1: float, c_2: float, num_levels: int) -> Tensor:
+    """(M + 1,) u_j of iDDPM in float64, each from the one below it; C_1 makes u_0 only."""
     u = torch.zeros(num_levels + 1, dtype=torch.float64)
     for j in torch.arange(num_levels, 0, -1):
         u[j - 1] = next_iddpm_level(u[j], j, c_1, c_2, num_levels)

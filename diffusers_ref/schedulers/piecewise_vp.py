@@ -5,7 +5,7 @@
     rho(t)              rho_t = sqrt(1/abar_t - 1), eq. 16; the noise level of x/sqrt(abar)
     time(rho)           t(rho), the inverse
     times(...)          t_N > ... > t_0, the grid of times
-    adams_bashforth     C_ij, eq. 15 (over t) and eq. 18 (over rho)
+    adams_bashforth_…   C_ij, eq. 15 (over t) and eq. 18 (over rho)
 
 The original (qsh-zh/deis) makes these numbers with jax in float32. So does this, with NumPy: every operation of its
 source is rounded by itself, in its order, which is jax without its compiler (`jax.disable_jit`); powers, exponentials,
@@ -18,11 +18,15 @@ to a tenth of a timestep. It is a quirk of the original, and part of its times.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import Enum
+from itertools import pairwise
 
 import numpy as np
 from torch import Tensor
+
+from diffusers_ref.configuration import ConfigError
+from diffusers_ref.schedulers.conventions import choose
 
 POINTS = 10_000
 """Points of the Riemann sums."""
@@ -48,15 +52,36 @@ class PiecewiseVP:
     """
 
     def __init__(self, alphas_cumprod: Tensor) -> None:
+        if len(alphas_cumprod) < 2:
+            raise ConfigError("num_train_timesteps=1 is not allowed: abar is interpolated, which takes at least 2")
         self._abar = alphas_cumprod.float().numpy()
         self._steps = np.arange(len(self._abar), dtype=np.float32)
         self._rising = np.float32(2.0) - self._abar
+
+    def __len__(self) -> int:
+        """T, the number of training timesteps."""
+        return len(self._abar)
+
+    @staticmethod
+    def grid_options(ts_phase: str | None, ts_order: float | None) -> tuple[TimePhase, float]:
+        """The options of `times`, checked; by default "t" of order 2, which the original's examples use.
+
+        "rho" has order 7 by default, "log" none. Raises ConfigError.
+        """
+        phase = TimePhase.T if ts_phase is None else choose(TimePhase, "ts_phase", ts_phase)
+        if ts_order is None:
+            return phase, 7.0 if phase is TimePhase.RHO else 2.0
+        if phase is TimePhase.LOG:
+            raise ConfigError(f"ts_order={ts_order} has no effect with ts_phase='log'")
+        if not ts_order > 0:
+            raise ConfigError(f"ts_order={ts_order} is not allowed; it must be above 0")
+        return phase, float(ts_order)
 
     # --- the process -------------------------------------------------------------------------------------------------
 
     def abar(self, t: np.ndarray) -> np.ndarray:
         """abar_t, (...), kept off 0 and 1; the outermost pieces go on beyond the chain."""
-        value = _interpolate(t, self._steps, self._abar)
+        value = _interpolate(t, _piece_of_time(t, len(self._abar)), self._steps, self._abar)
         return np.clip(value, np.float32(1e-7), np.float32(1.0 - 1e-7))
 
     def rho(self, t: np.ndarray) -> np.ndarray:
@@ -67,7 +92,9 @@ class PiecewiseVP:
     def time(self, rho: np.ndarray) -> np.ndarray:
         """The t of each rho, (...), within [0, T - 1]."""
         abar = _ONE / (rho * rho + _ONE)
-        value = _interpolate(np.float32(2.0) - abar, self._rising, self._steps)
+        x = np.float32(2.0) - abar
+        piece = np.clip(np.searchsorted(self._rising, x, side="right"), 1, len(self._rising) - 1)
+        value = _interpolate(x, piece, self._rising, self._steps)
         return np.clip(value, self._steps[0], self._steps[-1])
 
     def transition(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -80,7 +107,7 @@ class PiecewiseVP:
 
     def _epsilon_weight(self, t: np.ndarray) -> np.ndarray:
         """1/2 G_t² / sqrt(1 - abar_t), the factor of epsilon in the probability flow; G_t² = -d log abar_t / dt."""
-        piece = _piece(t, self._steps)
+        piece = _piece_of_time(t, len(self._abar))
         abar = self.abar(t)
         slope = (_ONE / abar) * (self._abar[piece] - self._abar[piece - 1])
         return np.float32(-0.5) * slope / np.sqrt(_ONE - abar)
@@ -114,43 +141,41 @@ class PiecewiseVP:
 
     # --- coefficients ------------------------------------------------------------------------------------------------
 
-    def adams_bashforth_in_time(self, times: np.ndarray, order: int) -> np.ndarray:
-        """C_ij of tAB-DEIS (eq. 15): (n, order + 1) for the newest to the oldest epsilon of each of n steps."""
+    def adams_bashforth_in_time(self, end: np.ndarray, known: np.ndarray) -> list[float]:
+        """C_ij of tAB-DEIS (eq. 15) for the step from known[0] to `end`.
 
-        def integrand(points: np.ndarray, end: np.ndarray) -> np.ndarray:
+        known: (k,) the times of the last k outputs, newest first. Returns what each of these is multiplied by.
+        """
+
+        def integrand(points: np.ndarray) -> np.ndarray:
             return self.transition(points, end) * self._epsilon_weight(points)
 
-        return _adams_bashforth(integrand, times, order)
+        return _adams_bashforth(integrand, end, known)
 
 
-def adams_bashforth_in_rho(rhos: np.ndarray, order: int) -> np.ndarray:
-    """C_ij of rhoAB-DEIS (eq. 18): (n, order + 1) for the newest to the oldest epsilon of each of n steps."""
-    return _adams_bashforth(lambda points, end: np.ones_like(points), rhos, order)
+def adams_bashforth_in_rho(end: np.ndarray, known: np.ndarray) -> list[float]:
+    """C_ij of rhoAB-DEIS (eq. 18), as `adams_bashforth_in_time` with every time replaced by its rho."""
+    return _adams_bashforth(np.ones_like, end, known)
 
 
 def _adams_bashforth(
-    integrand: Callable[[np.ndarray, np.ndarray], np.ndarray], nodes: np.ndarray, order: int
-) -> np.ndarray:
-    """Left Riemann sums of integrand · Lagrange polynomial; the first steps have only their earlier nodes."""
-    coefficients = np.zeros((len(nodes) - 1, order + 1), dtype=np.float32)
-    for step in range(len(nodes) - 1):
-        start, end = nodes[step].astype(np.float32), nodes[step + 1].astype(np.float32)
-        known = nodes[max(0, step - order) : step + 1]
-        width = (end - start) / np.float32(POINTS)
-        points = _linspace(start, end, POINTS, endpoint=False)
-        weights = integrand(points, end)
-        for back in range(len(known)):
-            terms = weights * _lagrange(points, known, len(known) - 1 - back)
-            coefficients[step, back] = np.float32(terms.sum(dtype=np.float64)) * width
-    return coefficients
+    integrand: Callable[[np.ndarray], np.ndarray], end: np.ndarray, known: np.ndarray
+) -> list[float]:
+    """Left Riemann sums of integrand · Lagrange polynomial."""
+    start, stop = np.float32(known[0]), np.float32(end)
+    width = (stop - start) / np.float32(POINTS)
+    points = _linspace(start, stop, POINTS, endpoint=False)
+    weights = integrand(points)
+    sums = [(weights * _lagrange(points, known, index)).sum(dtype=np.float64) for index in range(len(known))]
+    return [float(np.float32(total) * width) for total in sums]
 
 
 def _lagrange(points: np.ndarray, nodes: np.ndarray, index: int) -> np.ndarray:
-    """The polynomial that is 1 at nodes[index] and 0 at the other nodes, at `points`."""
+    """The polynomial that is 1 at nodes[index] and 0 at the other nodes, at `points`; factors from the oldest node."""
     above, below = np.ones_like(points), nodes.dtype.type(1)
-    for other in range(len(nodes)):
+    for other in reversed(range(len(nodes))):
         if other != index:
-            above = above * (points - nodes[other].astype(np.float32))
+            above = above * (points - np.float32(nodes[other]))
             below = below * (nodes[index] - nodes[other])
     return above / np.float32(below)
 
@@ -166,16 +191,15 @@ def _linspace(start: np.ndarray, stop: np.ndarray, count: int, endpoint: bool = 
     return np.append(points, stop) if endpoint else points
 
 
-def _piece(x: np.ndarray, xs: np.ndarray) -> np.ndarray:
-    """Index of the end of the piece of rising `xs` in which x lies; a keypoint begins a piece."""
-    return np.clip(np.searchsorted(xs, x.astype(np.float32), side="right"), 1, len(xs) - 1)
+def _piece_of_time(t: np.ndarray, count: int) -> np.ndarray:
+    """Index of the timestep that ends the piece in which t lies; a timestep begins a piece."""
+    return np.clip(np.floor(t).astype(np.int64) + 1, 1, count - 1)
 
 
-def _interpolate(x: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
-    x, end = x.astype(np.float32), _piece(x, xs)
-    rise, run, along = ys[end] - ys[end - 1], xs[end] - xs[end - 1], x - xs[end - 1]
+def _interpolate(x: np.ndarray, piece: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:
+    rise, run, along = ys[piece] - ys[piece - 1], xs[piece] - xs[piece - 1], x.astype(np.float32) - xs[piece - 1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.where(run == 0, ys[end], ys[end - 1] + (along / run) * rise)
+        return np.where(run == 0, ys[piece], ys[piece - 1] + (along / run) * rise)
 
 
 def _power(base: np.ndarray, exponent: float) -> np.ndarray:
@@ -184,3 +208,24 @@ def _power(base: np.ndarray, exponent: float) -> np.ndarray:
 
 def _rounded(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
     return function(x.astype(np.float64)).astype(np.float32)
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def requested_times(
+    process: PiecewiseVP, phase: TimePhase, order: float, count: int | None, timesteps: Sequence[float] | None
+) -> np.ndarray:
+    """(n + 1,) the times of a run, 0 included, from exactly one of `count` (n) and `timesteps` (the first n)."""
+    if (count is None) == (timesteps is None):
+        raise ValueError("give exactly one of num_inference_steps and timesteps")
+    last = len(process) - 1
+    if timesteps is not None:
+        times = [float(time) for time in timesteps]
+        falling = all(earlier >= later for earlier, later in pairwise(times))
+        if not times or not falling or not 0 <= times[-1] <= times[0] <= last:
+            raise ValueError(f"timesteps {times} are not allowed; at least one, none above the one before, 0 to {last}")
+        return np.array([*times, 0.0], dtype=np.float32)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= last:
+        raise ValueError(f"num_inference_steps={count!r} is not allowed; a whole number, 1 to {last}")
+    return process.times(phase, order, count)

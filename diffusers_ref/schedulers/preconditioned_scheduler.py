@@ -248,8 +248,8 @@ class PreconditionedScheduler(SchedulerMixin):
         return SchedulerOutput(prev_sample.to(returned), denoised.to(returned))
 
     def _denoised(self, model_output: Tensor, x: Tensor, index: int) -> Tensor:
-        """D(x/s; σ), eq. 7, in the precision of the network, at least float32."""
-        work = _at_least_float32(model_output.dtype)
+        """D(x/s; σ), eq. 7."""
+        work = self._work_dtype(model_output, x)
         scale = self._evaluations[index].scale
         c_skip, c_out, _ = self._scalings(work)[index]
         x = (x if scale == 1 else x / scale).to(work)
@@ -260,6 +260,10 @@ class PreconditionedScheduler(SchedulerMixin):
     def _state_dtype(self, sample: Tensor) -> torch.dtype:
         """Of the arithmetic."""
         return torch.float64 if self._wide or sample.dtype == torch.float64 else torch.float32
+
+    def _work_dtype(self, model_output: Tensor, x: Tensor) -> torch.dtype:
+        """Of D: the state's, or the network's (at least float32) where the state is wider than that."""
+        return _at_least_float32(model_output.dtype) if self._wide else x.dtype
 
     def _returned_dtype(self, sample: Tensor) -> torch.dtype:
         return torch.float64 if self._wide else sample.dtype

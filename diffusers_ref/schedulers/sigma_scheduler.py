@@ -131,6 +131,7 @@ class SigmaScheduler(SchedulerMixin):
             raise ConfigError("the betas leave nothing of x_0 at the last timestep: sigma is infinite there")
         self._log_sigma_table = self._sigma_table.log()
 
+        self._plan: list[Evaluation] = []
         self.sigmas = torch.cat([self._sigma_table.flip(0), torch.zeros(1)])
         self.timesteps = torch.arange(len(betas) - 1, -1, -1, dtype=torch.float32)
         self.init_noise_sigma = self._first_level()
@@ -370,19 +371,25 @@ class SigmaScheduler(SchedulerMixin):
         return levels.to(x0.device, dtype).view(-1, *[1] * (x0.ndim - 1)), dtype
 
     def _level_for(self, time: Time) -> Tensor:
-        """The level at one entry of `timesteps`; else at a training timestep."""
-        if self.num_inference_steps is not None:
-            try:
-                item = self._plan[self._place(time)]
-            except ValueError:
-                pass
-            else:
-                return item.sigma if item.level is None else self.sigmas[item.level]
+        """The level at an entry of `timesteps`, or else at a training timestep."""
+        index = self._entry(time)
+        if index is not None:
+            item = self._plan[index]
+            return item.sigma if item.level is None else self.sigmas[item.level]
         if not (0 <= time < len(self) and float(time).is_integer()):
             raise ValueError(
                 f"timestep {time} is neither an entry of timesteps nor a whole number from 0 to {len(self) - 1}"
             )
         return self._sigma_table[int(time)]
+
+    def _entry(self, time: Time) -> int | None:
+        """The entry of `timesteps` that is meant by a time: the expected one, else the first that begins a step, else
+        the first."""
+        entries = [index for index, entry in enumerate(self._times) if entry == time] if self._plan else []
+        if self._plan and self._step_index in entries:
+            return self._step_index
+        begins = [index for index in entries if self._plan[index].begins]
+        return next(iter(begins or entries), None)
 
 
 def _plain(step: Any) -> Any:

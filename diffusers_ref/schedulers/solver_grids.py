@@ -45,7 +45,7 @@ def check_grid_options(config: Mapping[str, Any]) -> None:
     for name, allowed in _ALLOWED.items():
         if (value := config.get(name, allowed[0])) not in allowed:
             raise ConfigError(f"{name}={value!r} is not allowed; allowed: {', '.join(map(repr, allowed))}")
-    if not config["flow_shift"] > 0:
+    if not config.get("flow_shift", 1.0) > 0:
         raise ConfigError(f"flow_shift={config['flow_shift']} is not allowed; it must be above 0")
 
 
@@ -73,11 +73,12 @@ def solver_grid(
         found = " and ".join(given) or "none"
         raise ValueError(f"give exactly one of num_inference_steps, timesteps and sigmas; given: {found}")
     chosen = next((name for name in SIGMA_GRIDS if config.get(name)), None)
-    if num_inference_steps is None and chosen not in (None, "use_flow_sigmas"):
+    if timesteps is not None and chosen is not None or sigmas is not None and chosen not in (None, "use_flow_sigmas"):
         raise ValueError(f"{given[0]} cannot be given with {chosen}, which chooses the levels itself")
     shift = _shift(config, mu)
     if timesteps is not None:
-        times, visited = _at_times(_checked_times(timesteps, len(table)), table, flow=chosen is not None)
+        times = _checked_times(timesteps, len(table))
+        visited = table[times].astype(np.float64)
     elif sigmas is not None:
         visited = _checked_sigmas(sigmas)
         times = _flow_times(visited, len(table)) if chosen else _nearest_times(table, visited)
@@ -89,8 +90,8 @@ def solver_grid(
         visited = rule(_count(num_inference_steps), *ends)
         times = _nearest_times(table, visited)
     else:
-        spaced = _spaced_times(config, table, _count(num_inference_steps))
-        times, visited = _at_times(spaced, table, flow=False)
+        times = _spaced_times(config, table, _count(num_inference_steps))
+        visited = table[times].astype(np.float64)
     final = table[0] if config["final_sigmas_type"] == "sigma_min" else 0.0
     return SolverGrid(times, np.append(visited, final).astype(np.float32))
 
@@ -107,9 +108,10 @@ def _spaced_times(config: Mapping[str, Any], table: np.ndarray, count: int) -> l
     """The first n of n + 1 times (Table 2 of arXiv 2305.08891), without those of λ below `lambda_min_clipped`."""
     total, spacing = len(table), config.get("timestep_spacing", "linspace")
     half_log_snr = -np.log(table)
-    last = total - int(np.searchsorted(half_log_snr[::-1], config["lambda_min_clipped"]))
+    lowest = config.get("lambda_min_clipped", -math.inf)
+    last = total - int(np.searchsorted(half_log_snr[::-1], lowest))
     if last < 1:
-        raise ValueError(f"lambda_min_clipped={config['lambda_min_clipped']} leaves none of the {total} timesteps")
+        raise ValueError(f"lambda_min_clipped={lowest} leaves none of the {total} timesteps")
     if spacing == "linspace":
         grid = np.linspace(0, last - 1, count + 1).round()[:0:-1].astype(int)
     elif spacing == "leading":
@@ -123,10 +125,6 @@ def _spaced_times(config: Mapping[str, Any], table: np.ndarray, count: int) -> l
             + (f" or another steps_offset than {config['steps_offset']}" if spacing == "leading" else "")
         )
     return grid.tolist()
-
-
-def _at_times(times: list[int], table: np.ndarray, flow: bool) -> tuple[list[int], np.ndarray]:
-    return times, np.array(times) / len(table) if flow else table[times].astype(np.float64)
 
 
 def _nearest_times(table: np.ndarray, visited: np.ndarray) -> list[int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from diffusers_ref.schedulers.betas import NoiseTable, make_betas
 from diffusers_ref.schedulers.conventions import BetaSchedule, Coefficients, choose
 from diffusers_ref.schedulers.log_snr import (
     CosineLogSnr,
+    DiscreteLogSnr,
     Levels,
     LinearLogSnr,
     LogSnr,
@@ -69,6 +70,8 @@ class SolverScheduler(SchedulerMixin):
 
     _table: NoiseTable
     _integrates_data: bool
+    _offers_flow_of_noise: ClassVar[bool] = False
+    """Whether a solver of the noise takes flow predictions, too."""
 
     # --- construction ------------------------------------------------------------------------------------------------
 
@@ -86,7 +89,9 @@ class SolverScheduler(SchedulerMixin):
             raise ConfigError(
                 f"variance_type={config.variance_type!r} is not known here; allowed: None, 'learned', 'learned_range'"
             )
-        if self._prediction is SolverPrediction.FLOW_PREDICTION and not (config.use_flow_sigmas and integrates_data):
+        if self._prediction is SolverPrediction.FLOW_PREDICTION and not (
+            config.get("use_flow_sigmas") and (integrates_data or self._offers_flow_of_noise)
+        ):
             raise ConfigError("prediction_type='flow_prediction' needs use_flow_sigmas=True and a solver of the data")
         self._table = self._make_table()
         self._ratios = sigma_table(self._table.alphas_cumprod).numpy()
@@ -94,6 +99,12 @@ class SolverScheduler(SchedulerMixin):
         if self._log_snr is not None and config.thresholding and not integrates_data and not config.denoise_to_zero:
             raise ConfigError(
                 "thresholding has no effect on a solver of the noise with log_snr, unless denoise_to_zero"
+            )
+        least, most = config.get("sample_min_value", 1.0), config.get("sample_max_value")
+        if not least > 0 or (most is not None and not least <= most):
+            raise ConfigError(
+                f"sample_min_value={least} and sample_max_value={most} are not allowed; the first must be above 0 and "
+                "not above the second"
             )
         self._channel_factor = 1 if config.get("variance_type") is None else 2
         self._skip_type = SkipType.TIME_UNIFORM
@@ -129,18 +140,18 @@ class SolverScheduler(SchedulerMixin):
         config = self.config
         if config.get("log_snr") is None:
             self._refuse(
-                ("skip_type", "denoise_to_zero", *_DISCRETE, *_CONTINUOUS),
+                ("skip_type", "denoise_to_zero", "log_alpha_from"),
                 "needs log_snr: published grids do not have it",
             )
             return None
         kind = choose(LogSnrKind, "log_snr", config.log_snr, allowed=kinds)
         self._refuse((*SIGMA_GRIDS, *_GRID_OPTIONS), "is an option of published grids, which log_snr replaces")
         if kind is LogSnrKind.LINEAR:
-            self._refuse(_DISCRETE, "needs a discrete log_snr, not 'linear'")
-            return LinearLogSnr(config.continuous_beta_0, config.continuous_beta_1)
-        self._refuse(_CONTINUOUS, f"needs log_snr='linear', not {kind.value!r}")
+            self._refuse(_CHAIN, "needs a discrete log_snr, not 'linear'")
+            total = config.num_train_timesteps
+            return LinearLogSnr(total * config.beta_start, total * config.beta_end)
         if kind is LogSnrKind.COSINE:
-            self._refuse(_DISCRETE, "needs a discrete log_snr, not 'cosine'")
+            self._refuse((*_CHAIN, "beta_start", "beta_end"), "needs a discrete log_snr, not 'cosine'")
             return CosineLogSnr()
         source = AlphaSource.BETAS
         if self._table.coefficients is Coefficients.COMPVIS:
@@ -208,7 +219,8 @@ class SolverScheduler(SchedulerMixin):
             self._points = self._continuous_points(self._log_snr, num_inference_steps, timesteps, t_start, t_end)
             self.sigmas = torch.exp(-self._log_snr.half_log_snr(self._points))
             times = self._network_times_of(self._points[:-1])
-        self._coefficient_cache: dict[torch.dtype, Any] = {}
+        self._explicit = num_inference_steps is None
+        self._coefficient_cache: dict[Any, Any] = {}
         self._plan(times)
         if self._log_snr is not None and self.config.denoise_to_zero:
             self._last_point = torch.ones(1) * (1.0 / self._log_snr.steps if t_end is None else t_end)
@@ -235,10 +247,10 @@ class SolverScheduler(SchedulerMixin):
         end: float | None,
     ) -> Tensor:
         """(n + 1,) the continuous times of every evaluation and of the end."""
-        ends = {"t_start": begin, "t_end": end}
-        for name, t in ends.items():
-            if t is not None and not 0 < t <= schedule.end:
-                raise ValueError(f"{name}={t} is out of range; allowed: above 0, at most {schedule.end}")
+        lowest = 1.0 / schedule.steps if isinstance(schedule, DiscreteLogSnr) else 0.0
+        for name, t in (("t_start", begin), ("t_end", end)):
+            if t is not None and not (lowest <= t <= schedule.end and t > 0):
+                raise ValueError(f"{name}={t} is out of range; allowed: {lowest or 'above 0'} to {schedule.end}")
         if (count is None) == (timesteps is None):
             raise ValueError("give exactly one of num_inference_steps and timesteps")
         last = 1.0 / schedule.steps if end is None else end
@@ -355,12 +367,14 @@ class SolverScheduler(SchedulerMixin):
             return (x - alpha * output) / sigma
         if self._prediction is SolverPrediction.V_PREDICTION:
             return alpha * output + sigma * x
+        if self._prediction is SolverPrediction.FLOW_PREDICTION:
+            return x + alpha * output
         return -sigma * output
 
     def _threshold(self, x0: Tensor) -> Tensor:
         config = self.config
         return dynamic_threshold(
-            x0, config.dynamic_thresholding_ratio, config.sample_max_value, config.get("sample_min_value", 1.0)
+            x0, config.dynamic_thresholding_ratio, config.sample_max_value, config.sample_min_value
         )
 
     # --- the forward process -----------------------------------------------------------------------------------------
@@ -419,8 +433,8 @@ _GRID_OPTIONS = ("flow_shift", "final_sigmas_type", "lambda_min_clipped", "times
                  "use_dynamic_shifting")  # fmt: skip
 """Further options of published grids."""
 
-_DISCRETE = ("log_alpha_from",)
-_CONTINUOUS = ("continuous_beta_0", "continuous_beta_1")
+_CHAIN = ("log_alpha_from", "beta_schedule", "trained_betas", "coefficients", "rescale_betas_zero_snr")
+"""Options of a chain."""
 
 _DEFAULT_COEFFICIENTS = {
     BetaSchedule.SCALED_LINEAR: Coefficients.COMPVIS,

@@ -65,7 +65,9 @@ def options_have_an_effect(subject: SchedulerUnderTest, given: Given) -> None:
     silent = []
     for name, values in {**subject.options, **_numbers(subject)}.items():
         if name not in NOT_IN_STEPS and not (
-            _has_effect(subject, name, values) or _is_default_count(subject, name, values)
+            _has_effect(subject, name, values)
+            or _is_default_count(subject, name, values)
+            or _is_training_count(subject, name, values)
         ):
             silent.append(f"{name} ({', '.join(map(repr, values))})")
     if silent:
@@ -190,7 +192,8 @@ def _numbers(subject: SchedulerUnderTest) -> dict[str, tuple[Any, ...]]:
         if isinstance(default, int):
             found[name] = (default, max(2, default // 2))
         elif isinstance(default, float):
-            found[name] = (default, -1.0 if math.isinf(default) else default * (0.8 if name.endswith("ratio") else 1.5))
+            factor = 0.8 if name.endswith("ratio") else 1.5
+            found[name] = (default, -1.0 if math.isinf(default) else default * factor or 0.5)
     return found
 
 
@@ -219,6 +222,15 @@ def _is_default_count(subject: SchedulerUnderTest, name: str, values: tuple[Any,
     except Exception:  # noqa: BLE001 - a class without such a default
         return False
     return len({len(scheduler.timesteps) for scheduler in schedulers}) == len(values)
+
+
+def _is_training_count(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...]) -> bool:
+    """Whether the option is the number of levels that a class without betas lists for training, before
+    `set_timesteps`."""
+    if name != "num_train_timesteps" or "beta_schedule" in defaults(subject.cls):
+        return False
+    schedulers = [subject.make(**{name: value}) for value in values]
+    return len({len(torch.as_tensor(scheduler.timesteps)) for scheduler in schedulers}) == len(values)
 
 
 def _more(subject: SchedulerUnderTest) -> Iterator[Config]:

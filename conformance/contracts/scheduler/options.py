@@ -31,13 +31,60 @@ KNOWN: dict[str, tuple[Any, ...]] = {
 """Values of options that take one of a list. A value that a class refuses with ValueError or NotImplementedError when
 it is made is one it does not offer."""
 
+LEVEL_GRIDS = {"sigma_schedule": (None, "discrete", "karras", "exponential", "polyexponential")}
+"""Options of samplers over noise levels, with their values; but for "vp", whose levels above those of training share one
+time, which then does not tell the level."""
+
+FLOWS = {
+    "flow_grid": (None, "sd3.5", "flux"),
+    "network_time": ("timestep", "sigma"),
+    "derivative": ("velocity", "denoised"),
+}
+"""Options of samplers of flows, with their values."""
+
 BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
-    "DPMSolverMultistepScheduler": {"solver_type": ("midpoint", "heun")},
+    "CMStochasticIterativeScheduler": {"sampler": ("multistep", "onestep")},
+    "DPMSolverMultistepScheduler": {
+        "solver_type": ("midpoint", "heun"),
+        "sample_max_value": (1.0, 3.0),
+        "log_snr": (None, "discrete_clipped", "linear"),
+        "skip_type": (None, "logSNR", "time_quadratic"),
+        "log_alpha_from": (None, "alphas_cumprod"),
+        "lower_order_below": (15, 2),
+    },
     "DPMSolverMultistepInverseScheduler": {"solver_type": ("midpoint", "heun")},
-    "DPMSolverSinglestepScheduler": {"solver_type": ("midpoint", "heun")},
+    "DPMSolverSinglestepScheduler": {
+        "solver_type": ("midpoint", "heun"),
+        "sample_max_value": (1.0, 3.0),
+        "log_snr": (None, "discrete_clipped", "linear"),
+        "skip_type": (None, "logSNR", "time_quadratic"),
+        "log_alpha_from": (None, "alphas_cumprod"),
+        "orders": (None, "fast", "fixed"),
+    },
     "EDMDPMSolverMultistepScheduler": {"solver_type": ("midpoint", "heun")},
     "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",)},
     "UniPCMultistepScheduler": {"solver_type": ("bh2", "bh1")},
+    "EDMAblationScheduler": {
+        "solver": ("heun", "euler"),
+        "discretization": ("edm", "vp", "ve", "iddpm"),
+        "preconditioning": ("edm", "vp", "ve", "iddpm"),
+    },
+    "EDMEulerScheduler": {"initial_scale": ("published", "first_sigma")},
+    "EDMHeunScheduler": {"preconditioning": ("edm", "vp", "ve", "iddpm")},
+    "KarrasVeScheduler": {"s_min": (0.05, 5.0), "s_max": (50.0, 5.0)},
+    "EulerAncestralDiscreteScheduler": LEVEL_GRIDS,
+    "EulerDiscreteScheduler": LEVEL_GRIDS,
+    "HeunDiscreteScheduler": LEVEL_GRIDS,
+    "KDPM2AncestralDiscreteScheduler": LEVEL_GRIDS,
+    "KDPM2DiscreteScheduler": LEVEL_GRIDS,
+    "LMSDiscreteScheduler": LEVEL_GRIDS,
+    "FlowMatchDPMPP2MScheduler": FLOWS,
+    "FlowMatchEulerDiscreteScheduler": FLOWS,
+    "FlowMatchHeunDiscreteScheduler": FLOWS,
+    "LCMScheduler": {
+        "coefficients": (None, "float32", "float64", "float32_cumprod", "compvis"),
+        "distilled_grid": ("even", "strided"),
+    },
     "SASolverScheduler": {"algorithm_type": ("data_prediction", "noise_prediction")},
     "ScoreSdeSubVpScheduler": {"predictor": ("euler_maruyama", "reverse_diffusion")},
     "ScoreSdeVeScheduler": {

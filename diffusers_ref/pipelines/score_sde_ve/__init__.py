@@ -1,0 +1,1 @@
+"""Predictor–corrector sampling of the variance exploding SDE."""
