@@ -19,6 +19,7 @@ import torch
 from conformance.errors import ConformanceError, Unsupported
 from conformance.fixture import Subject
 from conformance.implementations.base import Implementation, Scheduler
+from conformance.implementations.hf_counterparts import counterpart
 from conformance.implementations.reference import ReferenceImplementation
 from conformance.implementations.subjects import Subjects, image_subjects, scheduler_subjects
 
@@ -31,7 +32,6 @@ NEEDED_ARGUMENTS: dict[str, dict[str, Any]] = {
     "VQDiffusionScheduler": {"num_vec_classes": 8},
 }
 """Constructor arguments without a default, of scheduler classes that contracts are held against."""
-MISSING_SOLVERS = {"s_pndm": "no S-PNDM in diffusers"}
 
 
 class DiffusersImplementation(Implementation):
@@ -54,29 +54,27 @@ class DiffusersImplementation(Implementation):
         return scheduler_subjects(self._library, names, NEEDED_ARGUMENTS) | image_subjects(self._library)
 
     def scheduler(self, subject: Subject) -> Scheduler:
-        cls = getattr(self._library, subject.cls, None)
+        found = counterpart(subject)
+        cls = getattr(self._library, found.cls, None)
         if cls is None:
-            raise Unsupported(f"diffusers has no {subject.cls}")
-        config = dict(subject.config)
-        if reason := MISSING_SOLVERS.get(config.get("solver", "")):
-            raise Unsupported(reason)
-        if config.get("solver") == "plms":
-            config["skip_prk_steps"] = True
-        spacing = config.get("timestep_spacing", "leading")
-        config["timestep_spacing"] = SPACINGS.get(spacing, spacing)
-        allowed = inspect.signature(cls.__init__).parameters
+            raise Unsupported(f"diffusers has no {found.cls}")
+        config = dict(found.config)
+        if "timestep_spacing" in config:
+            config["timestep_spacing"] = SPACINGS.get(config["timestep_spacing"], config["timestep_spacing"])
         if config.get("prediction_type") == "previous_sample":
             raise Unsupported("diffusers does not predict the previous sample")
+        allowed = inspect.signature(cls.__init__).parameters
         try:
-            return cls(**{name: value for name, value in config.items() if name in allowed})
+            made = cls(**{name: value for name, value in config.items() if name in allowed})
         except NotImplementedError as error:
             raise Unsupported(str(error)) from None
+        return made if found.around is None else found.around(made)  # type: ignore[no-any-return]
 
     def set_timesteps(self, scheduler: Scheduler, subject: Subject) -> None:
         scheduler.set_timesteps(**_without_respacing(subject.set_timesteps or {}))
 
     def step_options(self, scheduler: Scheduler, subject: Subject) -> dict[str, Any]:
-        options = dict(subject.step or {})
+        options = counterpart(subject).step
         if subject.config.get("rederive_epsilon"):
             options["use_clipped_model_output"] = True
         return options

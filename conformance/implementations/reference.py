@@ -45,10 +45,10 @@ class ReferenceImplementation(Implementation):
             for contract in ("steps_land_on_their_levels", "runs_end_at_the_data")
             if (name, contract) != ("ScoreSdeVeScheduler", "runs_end_at_the_data")
         },
-        "contract/KDPM2AncestralDiscreteScheduler/timesteps_descend_within_training": "the level between is the geometric "
-        "mean with the one that noise is then added to, and lies at the next level or, by rounding or for other eta, below",
+        "contract/KDPM2AncestralDiscreteScheduler/timesteps_descend_within_training": "the level between lies near the "
+        "next level, to which noise then returns, and by rounding or for another eta below it",
         "contract/KDPM2AncestralDiscreteScheduler/reported_x0_is_the_belief": "where a level falls by more than float32 "
-        "resolves, as it does in squaredcos_cap_v2, the original's level between is not that of its float64 run",
+        "resolves (squaredcos_cap_v2), the original's level between is another one in float64",
         "contract/ScoreSdeVeScheduler/limits_hold_in_the_result": "the last level is σ(ε), a little above the σ_1 that the "
         "last step takes off",
     }

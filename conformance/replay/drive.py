@@ -34,11 +34,11 @@ class Drive:
         takes = {name: implementation.step_takes(scheduler, name) for name in names}
         self.takes_gradient = takes["classifier_gradient"]
         self.takes_noise, self.takes_generator = takes["variance_noise"], takes["generator"]
-        self.prepares = hasattr(scheduler, "add_noise_to_input") and isinstance(scheduler.timesteps, torch.Tensor)
+        self.prepares = hasattr(scheduler, "add_noise_to_input") and lists_times(scheduler)
         scale = getattr(scheduler, "scale_model_input", None)
         self.scales_to_dtype = scale is not None and "dtype" in inspect.signature(scale).parameters
         self._times: list[float] | None = None
-        if isinstance(scheduler.timesteps, torch.Tensor):
+        if lists_times(scheduler):
             self._times = implementation.network_times(scheduler)
 
     def evaluations(self) -> Iterator[tuple[int, Any, float]]:
@@ -94,6 +94,11 @@ class Drive:
 
     def _generator(self) -> dict[str, Any]:
         return {} if self.generator is None else {"generator": self.generator}
+
+
+def lists_times(scheduler: Scheduler) -> bool:
+    """Whether the times are known before the run; an adaptive sampler chooses them as it goes."""
+    return isinstance(scheduler.timesteps, torch.Tensor)
 
 
 def handing_out(noises: Sequence[torch.Tensor]) -> AbstractContextManager[None]:
