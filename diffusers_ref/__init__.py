@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from diffusers_ref.schedulers.consistency import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
     from diffusers_ref.schedulers.ddim import DDIMScheduler as DDIMScheduler
     from diffusers_ref.schedulers.ddpm import DDPMScheduler as DDPMScheduler
+    from diffusers_ref.schedulers.dpm_adaptive import DPMAdaptiveScheduler as DPMAdaptiveScheduler
     from diffusers_ref.schedulers.dpm_fast import DPMFastScheduler as DPMFastScheduler
     from diffusers_ref.schedulers.dpm_solver_multistep import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
     from diffusers_ref.schedulers.dpm_solver_singlestep import (

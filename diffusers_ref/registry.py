@@ -15,6 +15,7 @@ CLASSES: dict[str, dict[str, str]] = {
         "CMStochasticIterativeScheduler": "diffusers_ref.schedulers.consistency",
         "DDIMScheduler": "diffusers_ref.schedulers.ddim",
         "DDPMScheduler": "diffusers_ref.schedulers.ddpm",
+        "DPMAdaptiveScheduler": "diffusers_ref.schedulers.dpm_adaptive",
         "DPMFastScheduler": "diffusers_ref.schedulers.dpm_fast",
         "DPMPP2MSDEScheduler": "diffusers_ref.schedulers.dpmpp_2m_sde",
         "DPMPP2MScheduler": "diffusers_ref.schedulers.dpmpp_2m",
@@ -61,6 +62,7 @@ MODULE_OF_CLASS: dict[str, str] = {name: module for kind in CLASSES.values() for
 # Classes that HF diffusers does not have under the same name: folders name them with the library "diffusers_ref".
 ONLY_HERE: frozenset[str] = frozenset(
     {
+        "DPMAdaptiveScheduler",
         "DPMFastScheduler",
         "DPMPP2MSDEScheduler",
         "DPMPP2MScheduler",

@@ -30,6 +30,7 @@ CHANGES = (
     "the networks, einops and PIL stubbed",
     "latents are float32 where the scripts have bfloat16, and not packed into tokens",
 )
+LIFTED = ("what denoise is given is float32, and handed to it as float64",)
 
 
 @contextmanager
@@ -64,28 +65,27 @@ def run(
     dtype: torch.dtype,
 ) -> Run:
     """`denoise` from noise, or from a noisy image as demo_st.py begins image-to-image."""
-    img = torch.randn(shape, dtype=dtype)
+    img = torch.randn(shape)
     levels = schedule.levels(code)
     if schedule.strength is not None:
         levels = levels[int((1 - schedule.strength) * schedule.steps) :]
-        img = levels[0] * img + (1.0 - levels[0]) * latent_pattern(shape, dtype)
+        img = levels[0] * img + (1.0 - levels[0]) * latent_pattern(shape)
     nothing = torch.zeros(1)
 
     def model(img: torch.Tensor, timesteps: torch.Tensor, **_: Any) -> torch.Tensor:
         return network(img, timesteps)
 
     final = code.sampling.denoise(
-        model, img=img, img_ids=nothing, txt=nothing, txt_ids=nothing, vec=nothing, timesteps=levels
+        model, img=img.to(dtype), img_ids=nothing, txt=nothing, txt_ids=nothing, vec=nothing, timesteps=levels
     )
     return Run(final, None, {"sigmas": torch.tensor(levels)})
 
 
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """1 to many steps; shifted by image size, by other ends, and not; from noise and from an image."""
-    for steps, tokens in ((1, 256), (2, 4096), (3, 1024), (6, 4032), (9, 600), (28, 4096), (50, 16)):
+    for steps, tokens in ((1, 256), (2, 4096), (3, 1024), (6, 4032), (28, 4096), (50, 16)):
         yield _case(code, Schedule(steps, tokens))
-    for steps in (1, 4, 7):
-        yield _case(code, Schedule(steps, None))
+    yield _case(code, Schedule(4, None))
     yield _case(code, Schedule(8, 1500, options={"base_shift": 0.3, "max_shift": 1.6}))
     yield _case(code, Schedule(9, 1024, strength=0.75))
     yield _case(code, Schedule(5, None, strength=0.35))
@@ -119,4 +119,5 @@ def _case(code: SimpleNamespace, schedule: Schedule) -> SchedulerCase:
         shape=case_shape(steps),
         seed=steps,
         changes=CHANGES,
+        lifted=LIFTED,
     )

@@ -80,7 +80,12 @@ class Wrapped:
         sigma_to_t = denoiser.sigma_to_t
         if dtype == torch.float32:
             times.clear()
-            denoiser.sigma_to_t = lambda sigma: times.append(sigma_to_t(sigma)) or times[-1]
+
+            def kept(sigma: torch.Tensor) -> torch.Tensor:
+                times.append(sigma_to_t(sigma))
+                return times[-1]
+
+            denoiser.sigma_to_t = kept
         else:
             given = iter(times)
             denoiser.sigma_to_t = lambda sigma: next(given)

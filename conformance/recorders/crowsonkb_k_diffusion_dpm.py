@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 
 from conformance.recorders.crowsonkb_denoisers import CHANGES, LIFTED, SHAPE, Wrapped
-from conformance.recorders.scheduler_case import Run, SchedulerCase
+from conformance.recorders.scheduler_case import FLOAT64_TOLERANCE, Run, SchedulerCase
 from conformance.tape import TORCH_CPU, MadeDraw
 
 SAMPLERS = {
@@ -36,13 +36,18 @@ SD = ("linear", 0.00085, 0.012, 1000)
 SHORT = ("sqrt_linear", 1e-3, 0.2, 100)
 V = "v_prediction"
 Options = dict[str, Any]
+Ends = tuple[float, float] | None
 CHOSEN: tuple[tuple[str, Wrapped, Options], ...] = (
     ("dpmpp_2s_ancestral", Wrapped(10, "karras", betas=SD), {"eta": 1.0}),
     ("dpmpp_2s_ancestral", Wrapped(1), {"eta": 1.0}),
     ("dpmpp_2s_ancestral", Wrapped(2, "exponential", V), {"eta": 0.5, "s_noise": 1.003}),
     ("dpmpp_2s_ancestral", Wrapped(6, "discrete", V, quantize=True), {"eta": 0.0}),
     ("dpmpp_2s_ancestral", Wrapped(11, "polyexponential", options={"rho": 0.8}), {"eta": 0.7, "s_noise": 0.9}),
-    ("dpmpp_2s_ancestral", Wrapped(3, "vp", options={"beta_d": 6.0, "beta_min": 0.1, "eps_s": 0.05}), {"eta": 1.0, "s_noise": 1.01}),
+    (
+        "dpmpp_2s_ancestral",
+        Wrapped(3, "vp", options={"beta_d": 6.0, "beta_min": 0.1, "eps_s": 0.05}),
+        {"eta": 1.0, "s_noise": 1.01},
+    ),
     ("dpmpp_sde", Wrapped(10), {"eta": 1.0, "r": 0.5}),
     ("dpmpp_sde", Wrapped(1, "exponential", V), {"eta": 1.0, "r": 0.5}),
     ("dpmpp_sde", Wrapped(2, "vp"), {"eta": 0.5, "s_noise": 1.003, "r": 0.3}),
@@ -76,7 +81,7 @@ PATHS: tuple[tuple[str, Wrapped, Options, int | tuple[int, ...]], ...] = (
 )
 """The same with Brownian trees, of one seed or of one for each sample."""
 
-FAST: tuple[tuple[int, Wrapped, Options, tuple[float, float] | None], ...] = (
+FAST: tuple[tuple[int, Wrapped, Options, Ends], ...] = (
     (10, Wrapped(0), {"eta": 0.0}, None),
     (1, Wrapped(0, prediction=V), {"eta": 0.0}, (0.1, 10.0)),
     (3, Wrapped(0, quantize=True), {"eta": 0.0}, None),
@@ -84,6 +89,14 @@ FAST: tuple[tuple[int, Wrapped, Options, tuple[float, float] | None], ...] = (
     (6, Wrapped(0, betas=SHORT), {"eta": 1.0}, (0.05, 20.0)),
 )
 """Evaluations, what `sample_dpm_fast` runs around, its options, and the ends of the grid if not the table's."""
+
+
+ADAPTIVE: tuple[tuple[Wrapped, Options, Ends], ...] = (
+    (Wrapped(0), {"order": 3, "rtol": 0.1, "eta": 0.0}, (0.05, 20.0)),
+    (Wrapped(0, prediction=V, betas=SD), {"order": 2, "rtol": 0.2, "eta": 0.0, "pcoeff": 0.2, "dcoeff": 0.1}, None),
+    (Wrapped(0), {"order": 3, "rtol": 0.2, "atol": 0.02, "eta": 0.5, "accept_safety": 0.95}, (0.1, 10.0)),
+)
+"""What `sample_dpm_adaptive` runs around, its options, and the ends if not the table's."""
 
 
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
@@ -94,6 +107,8 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
         yield _case(code, sampler, wrapped, options, seed)
     for count, wrapped, options, ends in FAST:
         yield _fast_case(code, count, wrapped, options, ends)
+    for wrapped, options, ends in ADAPTIVE:
+        yield _adaptive_case(code, wrapped, options, ends)
 
 
 def _case(
@@ -178,56 +193,99 @@ SOLVER_LIFTED = (
     "DPMSolver.t of sigma_min and sigma_max, and the times between them: float32, handed out as float64",
     LIFTED[1],
 )
+CONTROLLED = 1e-9
+"""The float64 tolerance of runs whose steps follow from small differences of samples."""
 
 
-def _fast_case(
-    code: SimpleNamespace, count: int, wrapped: Wrapped, options: Options, ends: tuple[float, float] | None
-) -> SchedulerCase:
+def _fast_case(code: SimpleNamespace, count: int, wrapped: Wrapped, options: Options, ends: Ends) -> SchedulerCase:
     def sample(model: Any, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
         return code.sampling.sample_dpm_fast(model, x, low, high, count, disable=True, **options)
 
-    given = {} if ends is None else {"sigma_min": ends[0], "sigma_max": ends[1]}
-    config = {name: value for name, value in wrapped.config().items() if not name.startswith("sigma_")}
-    kind = wrapped.name.removesuffix("-0").removeprefix("discrete")
-    said = ", ".join(f"{name}={value:g}" for name, value in (given | options).items())
-    return SchedulerCase(
-        name=f"dpm-fast{kind}-{count}{_named(given)}{_named(options)}",
-        title=f"sample_dpm_fast with {count} evaluations, {said}",
+    return _solver_case(
+        "fast",
+        wrapped,
+        options,
+        ends,
+        kind=f"-{count}",
+        run=_between_ends(code, wrapped, ends, sample),
+        said=f"with {count} evaluations",
         location="arXiv:2206.00927, section 3.4",
         cls="DPMFastScheduler",
-        config=config | given | options,
         set_timesteps={"num_inference_steps": count},
-        run=_between_ends(code, wrapped, ends, sample),
+        changes=CHANGES,
+        lifted=SOLVER_LIFTED,
+        float64_tolerance=FLOAT64_TOLERANCE,
+    )
+
+
+def _adaptive_case(code: SimpleNamespace, wrapped: Wrapped, options: Options, ends: Ends) -> SchedulerCase:
+    def sample(model: Any, x: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        noise = lambda sigma, sigma_next: torch.randn(x.shape).to(x.dtype)
+        return code.sampling.sample_dpm_adaptive(model, x, low, high, disable=True, noise_sampler=noise, **options)
+
+    run = _between_ends(code, wrapped, ends, sample, own_times=True)
+    return _solver_case(
+        "adaptive",
+        wrapped,
+        options,
+        ends,
+        kind="",
+        run=lambda network, shape, dtype: run(network, shape, torch.float64),
+        said="in float64",
+        location="arXiv:2206.00927, appendix C",
+        cls="DPMAdaptiveScheduler",
+        set_timesteps={"dtype": "float64"},
+        changes=(*CHANGES, "run in float64, as in float32 the first error estimates are rounding noise"),
+        lifted=SOLVER_LIFTED[:1],
+        float64_tolerance=CONTROLLED,
+    )
+
+
+def _solver_case(
+    sampler: str, wrapped: Wrapped, options: Options, ends: Ends, kind: str, said: str, **fields: Any
+) -> SchedulerCase:
+    given = {} if ends is None else {"sigma_min": ends[0], "sigma_max": ends[1]}
+    config = {name: value for name, value in wrapped.config().items() if not name.startswith("sigma_")}
+    network = wrapped.name.removesuffix("-0").removeprefix("discrete")
+    chosen = ", ".join(f"{name}={value:g}" for name, value in (given | options).items())
+    return SchedulerCase(
+        name=f"dpm-{sampler}{network}{kind}{_named(given)}{_named(options)}",
+        title=f"sample_dpm_{sampler} {said}, {chosen}",
+        config=config | given | options,
         network=wrapped.network(),
         functions=(
-            "k_diffusion/sampling.py:sample_dpm_fast",
-            "k_diffusion/sampling.py:DPMSolver.dpm_solver_fast",
+            f"k_diffusion/sampling.py:sample_dpm_{sampler}",
+            f"k_diffusion/sampling.py:DPMSolver.dpm_solver_{sampler}",
+            *(["k_diffusion/sampling.py:PIDStepSizeController"] if sampler == "adaptive" else []),
             f"k_diffusion/external.py:CompVis{'V' if wrapped.prediction == V else ''}Denoiser",
         ),
         shape=SHAPE,
-        seed=count,
-        changes=CHANGES,
-        lifted=SOLVER_LIFTED,
+        seed=len(chosen),
+        **fields,
     )
 
 
 def _between_ends(
     code: SimpleNamespace,
     wrapped: Wrapped,
-    ends: tuple[float, float] | None,
+    ends: Ends,
     sample: Callable[[Any, torch.Tensor, float, float], torch.Tensor],
+    own_times: bool = False,
 ) -> Callable[..., Run]:
-    """`run` of a case: `sample(model, x, sigma_min, sigma_max)` from x = randn · sigma_max; the grid is a table."""
+    """`run` of a case: `sample(model, x, sigma_min, sigma_max)` from x = randn · sigma_max; a grid is a table.
+
+    own_times: a float64 run gives the network its own times, not those of the float32 run.
+    """
     times: list[torch.Tensor] = []
 
     def run(network: Any, shape: Sequence[int], dtype: torch.dtype) -> Run:
-        denoiser, model, found = wrapped.watched(code, network, dtype, times)
+        denoiser, model, found = wrapped.watched(code, network, torch.float32 if own_times else dtype, times)
         low, high = ends or (denoiser.sigma_min.item(), denoiser.sigma_max.item())
         initial = torch.randn(shape) * high
-        with _solver_times(code, dtype) as grid:
+        with _solver_times(code, dtype) as grids:
             final = sample(model, initial.to(dtype, copy=True), low, high)
-        levels = torch.stack([code.sampling.DPMSolver.sigma(None, t) for t in grid[0]])
-        return Run(final, found, {"sigmas": levels}, initial)
+        tables = {"sigmas": torch.stack([code.sampling.DPMSolver.sigma(None, t) for t in grid]) for grid in grids}
+        return Run(final, found, tables, initial)
 
     return run
 

@@ -7,7 +7,7 @@ github.com/luosiallen/latent-consistency-model holds no sampler of its own: its 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +34,7 @@ CHANGES = ("the loops of both pipelines run around a network in closed form, wit
 LIFTED = (
     "alphas_cumprod: the float32 table is handed out as float64",
     "get_scalings_for_boundary_condition_discrete: the timestep is float64",
+    "step: its float32 draws are handed out as float64",
 )
 
 
@@ -72,7 +73,6 @@ def run(
         pipeline = code.img2img.LatentConsistencyModelImg2ImgPipeline
         scheduler = code.img2img.LCMSchedulerWithTimestamp(**asked.scheduler)
     tables = {"betas": scheduler.betas, "alphas_cumprod": scheduler.alphas_cumprod}
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(dtype)
 
     def unet(x: torch.Tensor, t: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         return (network(x, t),)
@@ -87,24 +87,24 @@ def run(
         _execution_device=torch.device("cpu"),
         _encode_prompt=lambda *_, prompt_embeds: prompt_embeds,
     )
-    for name in ("prepare_latents", "get_w_embedding"):
-        setattr(parts, name, MethodType(getattr(pipeline, name), parts))
-    image = {} if asked.strength is None else {"image": latent_pattern(shape, dtype), "strength": asked.strength}
+    parts.get_w_embedding = MethodType(pipeline.get_w_embedding, parts)
+    parts.prepare_latents = lambda *arguments: pipeline.prepare_latents(
+        parts, *(torch.float32 if argument is dtype else argument for argument in arguments)
+    )
+    image = {} if asked.strength is None else {"image": latent_pattern(shape), "strength": asked.strength}
 
-    x0: list[torch.Tensor] = []
     step, scalings = scheduler.step, scheduler.get_scalings_for_boundary_condition_discrete
 
-    def followed(*arguments: Any, **options: Any) -> Any:
-        result = step(*arguments, **options)
-        x0.append(result[1])
-        return result
+    def lifted_step(*arguments: Any, **options: Any) -> Any:
+        with patch.object(scheduler, "alphas_cumprod", scheduler.alphas_cumprod.to(dtype)), drawing(dtype):
+            return step(*arguments, **options)
 
-    lifted = nullcontext()
-    if dtype == torch.float64:
-        lifted = patch.object(  # type: ignore[assignment]
-            scheduler, "get_scalings_for_boundary_condition_discrete", lambda t: scalings(t.double())
-        )
-    with lifted, patch.object(scheduler, "step", followed):
+    lifted_scalings = patch.object(
+        scheduler,
+        "get_scalings_for_boundary_condition_discrete",
+        lambda t: scalings(t.double() if dtype == torch.float64 else t),
+    )
+    with lifted_scalings, patch.object(scheduler, "step", lifted_step):
         final, _ = pipeline.__call__(
             parts,
             height=shape[2],
@@ -116,7 +116,13 @@ def run(
             return_dict=False,
             **image,
         )
-    return Run(final, x0, tables)
+    return Run(final, None, tables)
+
+
+def drawing(dtype: torch.dtype) -> AbstractContextManager[Any]:
+    """torch.randn, with its draws in `dtype`."""
+    draw = torch.randn
+    return patch.object(torch, "randn", lambda *shape, **options: draw(*shape, **options).to(dtype))
 
 
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -126,7 +132,7 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """Step counts where the authors' grid is that of HF diffusers' class and where it is not; every schedule and
     prediction; other grids of distillation; from noise and from an image."""
-    for steps in (1, 2, 3, 4, 8, 17, 50):
+    for steps in (1, 2, 4, 8, 17):
         yield _case(code, "", Sampling(steps, scheduler=SD))
     yield _case(code, "-linear-v", Sampling(6, scheduler={"prediction_type": "v_prediction"}))
     yield _case(code, "-cosine-sample", Sampling(9, 60, scheduler={
@@ -172,5 +178,5 @@ def _case(code: SimpleNamespace, suffix: str, asked: Sampling) -> SchedulerCase:
         seed=asked.steps,
         changes=CHANGES,
         lifted=LIFTED,
-        tables=bool(suffix) or asked.steps == 4,
+        tables=bool(suffix) or asked.steps == 2,
     )

@@ -52,7 +52,7 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     )  # fmt: skip
     yield ancestral("10", variance="learned_range", guidance=1.0)
     yield ancestral("21", variance="learned_range", guidance=4.0, clip=False)
-    yield ancestral("ddim5", guidance=2.0, shape=(3, 2, 4, 2))
+    yield ancestral("ddim5", guidance=2.0, shape=(3, 2, 2, 2))
     yield ancestral("3,4,5", variance="fixed_small", guidance=1.0, predict_xstart=True)
     yield ancestral("", total=30, variance="learned_range", guidance=1.0, rescale=True)
     yield ancestral("ddim25", total=4000, cosine="cosine", variance="learned_range", guidance=1.0, rescale=True)
@@ -60,5 +60,5 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     yield ddim("10", eta=0.0, variance="learned_range", guidance=1.0)
     yield ddim("23", eta=0.7, guidance=3.0)
     yield ddim("4,3", eta=1.0, guidance=1.0, predict_xstart=True, rescale=True, total=400)
-    yield ddim("2", eta=0.5, guidance=2.0, clip=False, shape=(1, 3, 4, 2))
+    yield ddim("2", eta=0.5, guidance=2.0, clip=False, shape=(1, 3, 2, 2))
     yield ddim("ddim20", eta=0.0, cosine="cosine", clip=False)

@@ -33,7 +33,7 @@ CHANGES = (
 )
 FLOAT32_LATENTS = ("latent and noise are float32 where the script has float16",)
 LIFTED = (
-    "get_sigmas: the float32 levels are handed to the sampler as float64",
+    "the levels and what the sampler begins with are float32, and handed to it as float64",
     "BaseModel.apply_model: .float() leaves float64 as it is; the network's time is rounded to float32",
 )
 LIFTED_FLOAT16 = ("sigma, which the float16 latents of the beginning round to float16, is rounded likewise",)
@@ -69,27 +69,26 @@ def run(
     levels = impls.ModelSamplingDiscreteFlow(shift=asked.shift)
     sigmas = code.infer.SD3Inferencer.get_sigmas(None, levels, asked.steps)
     sigmas = sigmas[int(asked.steps * (1 - asked.denoise)) :]
-    noise, latent = torch.randn(shape, dtype=dtype), latent_pattern(shape, dtype)
+    noise, latent = torch.randn(shape), latent_pattern(shape)
     if asked.half:
         noise, latent = noise.half(), latent.half()
-    x = levels.noise_scaling(sigmas[0] if asked.half else sigmas[0].to(dtype), noise, latent)
+    x = levels.noise_scaling(sigmas[0], noise, latent)
     if dtype == torch.float64:
         x = x.to(dtype)
 
     model = _model(impls, levels, network, len(noise), dtype)
-    guided, denoised = impls.CFGDenoiser(model), []
+    guided = impls.CFGDenoiser(model)
 
     def denoiser(x: torch.Tensor, sigma: torch.Tensor, **options: Any) -> torch.Tensor:
         network.at(x)
-        denoised.append(guided(x, sigma.half() if asked.half else sigma, **options))
-        return denoised[-1]
+        return guided(x, sigma.half() if asked.half else sigma, **options)
 
     condition = {"c_crossattn": torch.zeros(shape[0], 1), "y": torch.zeros(shape[0], 1)}
     options = {"cond": condition, "uncond": condition, "cond_scale": 4.5}
     lifted = patch.object(torch.Tensor, "float", lambda x: x) if dtype == torch.float64 else nullcontext()
     with lifted:
         final = getattr(impls, f"sample_{asked.sampler}")(denoiser, x, sigmas.to(dtype), extra_args=options)
-    return Run(final, denoised, {"sigmas": sigmas})
+    return Run(final, None, {"sigmas": sigmas})
 
 
 def _model(impls: Any, levels: Any, network: Probe, batch: int, dtype: torch.dtype) -> Any:
@@ -108,9 +107,9 @@ def _model(impls: Any, levels: Any, network: Probe, batch: int, dtype: torch.dty
 
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """Both samplers; 1 to many steps, several shifts, from noise and from an image, in float32 and float16 latents."""
-    for steps, shift in ((1, 3.0), (4, 3.0), (9, 1.0), (13, 2.37), (28, 3.0)):
+    for steps, shift in ((4, 3.0), (9, 1.0), (13, 2.37), (28, 3.0)):
         yield _case(code, Sampling("euler", steps, shift))
-    for steps, shift in ((1, 3.0), (2, 3.0), (3, 1.0), (9, 3.0), (8, 2.37), (28, 1.0), (40, 3.0)):
+    for steps, shift in ((1, 3.0), (2, 3.0), (3, 1.0), (8, 2.37), (28, 1.0), (40, 3.0)):
         yield _case(code, Sampling("dpmpp_2m", steps, shift))
     yield _case(code, Sampling("euler", 6, 3.0, denoise=0.6))
     yield _case(code, Sampling("dpmpp_2m", 10, 3.0, denoise=0.8))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from diffusers_ref.schedulers.consistency import CMStochasticIterativeScheduler
 from diffusers_ref.schedulers.ddim import DDIMScheduler
 from diffusers_ref.schedulers.ddpm import DDPMScheduler
+from diffusers_ref.schedulers.dpm_adaptive import DPMAdaptiveScheduler
 from diffusers_ref.schedulers.dpm_fast import DPMFastScheduler
 from diffusers_ref.schedulers.dpm_solver_multistep import DPMSolverMultistepScheduler
 from diffusers_ref.schedulers.dpm_solver_singlestep import DPMSolverSinglestepScheduler
@@ -37,13 +38,14 @@ __all__ = [
     "CMStochasticIterativeScheduler",
     "DDIMScheduler",
     "DDPMScheduler",
+    "DPMAdaptiveScheduler",
     "DPMFastScheduler",
     "DPMPP2MSDEScheduler",
     "DPMPP2MScheduler",
     "DPMPP2SAncestralScheduler",
     "DPMPP3MSDEScheduler",
-    "DPMSolverSDEScheduler",
     "DPMSolverMultistepScheduler",
+    "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
     "EDMAblationScheduler",
     "EDMEulerScheduler",

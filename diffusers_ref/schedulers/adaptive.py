@@ -13,12 +13,13 @@ from diffusers_ref.schedulers.scheduler import SchedulerMixin, Time
 class NextTimes:
     """`timesteps` of an adaptive sampler: each time as a () tensor, known when the step before it has been taken."""
 
-    def __init__(self, scheduler: AdaptiveScheduler) -> None:
+    def __init__(self, scheduler: AdaptiveScheduler, device: torch.device | str | None = None) -> None:
         self._scheduler = scheduler
+        self._device = device
 
     def __iter__(self) -> Iterator[Tensor]:
         while (time := self._scheduler.next_time) is not None:
-            yield torch.tensor(time, dtype=torch.float64 if _needs_double(time) else torch.float32)
+            yield torch.tensor(time, dtype=torch.float64 if _needs_double(time) else torch.float32, device=self._device)
 
 
 class AdaptiveScheduler(SchedulerMixin):
@@ -47,9 +48,9 @@ class AdaptiveScheduler(SchedulerMixin):
 
     _begun: bool = False
 
-    def _begin(self, first_time: float) -> None:
-        """Begin a run whose first evaluation is at `first_time`."""
-        self.timesteps = NextTimes(self)
+    def _begin(self, first_time: float, device: torch.device | str | None = None) -> None:
+        """Begin a run whose first evaluation is at `first_time`; times are handed out on `device`."""
+        self.timesteps = NextTimes(self, device)
         self.next_time = first_time
         self.evaluations = self.accepted = self.rejected = 0
         self.num_inference_steps = 0

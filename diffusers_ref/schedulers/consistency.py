@@ -123,20 +123,20 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
         if len(given) != 1:
             what = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of num_inference_steps, timesteps and ts; given: {what}")
+        end = len(self) - 1
         if ts is not None:
             *indices, end = self._indices("ts", ts)
             if not indices or any(later < earlier for earlier, later in pairwise([*indices, end])):
                 raise ValueError(f"ts={list(ts)} is not allowed; it must have at least two levels and not descend")
         elif timesteps is not None:
-            indices, end = self._indices("timesteps", timesteps)[::-1], None
+            indices = self._indices("timesteps", timesteps)[::-1]
             if not indices or any(later <= earlier for earlier, later in pairwise(indices)):
                 raise ValueError(f"timesteps={list(timesteps)} is not allowed; it must descend strictly")
         else:
             (count,) = self._indices("num_inference_steps", [num_inference_steps], first=1)
-            indices, end = [i * (len(self) // count) for i in range(count)], None
+            indices = [i * (len(self) // count) for i in range(count)]
 
         levels = [self._level(index) for index in indices]
-        last = self.config.sigma_min if end is None else self._level(end)
         self._draws = len(levels) > 1 or ts is not None
         if self._sampler is ConsistencySampler.ONESTEP:
             if indices != [0] or ts is not None:
@@ -145,9 +145,9 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
         self._set_levels(levels)
         # What is added to f_θ; as openai does it, with NumPy's numbers.
         least, most = self.config.sigma_min, self.config.sigma_max
-        fresh = [np.sqrt(np.clip(level, least, most) ** 2 - least**2) for level in [*levels[1:], last]]
+        fresh = [np.sqrt(np.clip(level, least, most) ** 2 - least**2) for level in [*levels[1:], self._level(end)]]
         self._next_noise = [self.config.s_noise * float(noise) for noise in fresh]
-        self.sigmas = torch.tensor([*levels, last])
+        self.sigmas = torch.tensor([*levels, self._level(end)])
         times = self._network_time(self.sigmas[:-1]).tolist()
         self._adopt(times, len(levels), device)
         self._coefficients(torch.float32)

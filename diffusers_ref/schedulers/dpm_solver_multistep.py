@@ -71,8 +71,8 @@ class DPMSolverMultistepScheduler(SolverScheduler):
         coefficients: see `Coefficients`; by default the recipe of the original that such weights come from.
         log_snr: LuChengTHU: continuous times from T to 1/N and what the network is given there, fractional training
             timesteps; see `LogSnrKind`. Every output is turned into ε first. Replaces the published grids, but for
-            final_sigmas_type: "sigma_min" ends at 1/N, and "zero" is `denoise_to_zero`: one more evaluation there,
-            whose x_0 is the result. For "linear" β(t) goes from T · beta_start to T · beta_end.
+            final_sigmas_type: "sigma_min" ends at 1/N, and "zero" is `denoise_to_zero`: there the last
+            evaluation takes place, whose x_0 is the result. For "linear" β(t) goes from T · beta_start to T · beta_end.
         skip_type: which continuous times are visited, see `SkipType`; by default "time_uniform".
         log_alpha_from: see `AlphaSource`; by default ᾱ for "compvis", else β.
         lower_order_below: runs of fewer steps are short; LuChengTHU has 10.
@@ -181,15 +181,15 @@ class DPMSolverMultistepScheduler(SolverScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit,
         and for `variance_noise` where nothing is drawn.
         """
-        dtype = self._check(model_output, sample, channel_factor=self._channel_factor)
+        dtype = self._check(model_output, sample, channel_factor=self._convert.channel_factor)
         self._require_timesteps()
         coefficients: list[_Evaluation] = self._coefficients(dtype)
         noise = self._draw(sample, generator, variance_noise, dtype)
         index = self._advance(timestep)
         alpha, sigma, updates = coefficients[index]
-        x, output = sample.to(dtype), self._mean(model_output, sample).to(dtype)
+        x, output = sample.to(dtype), model_output.to(dtype)
         if not updates:
-            result = self._denoised(output, x, alpha, sigma)
+            result = self._convert.x0(output, x, alpha, sigma)
             return self._result(result, result, sample.dtype, return_dict)
 
         output, x0 = self._convert(output, x, alpha, sigma)

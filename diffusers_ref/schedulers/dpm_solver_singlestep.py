@@ -43,7 +43,7 @@ class OrderPlan(str, Enum):
     FAST = "fast"
     """LuChengTHU, "singlestep": as many of `solver_order` as fit, and lower ones so that all evaluations are used."""
     FIXED = "fixed"
-    """LuChengTHU, "singlestep_fixed": all of `solver_order`, with fewer evaluations where it does not divide them."""
+    """LuChengTHU, "singlestep_fixed": all of `solver_order`, which must divide the evaluations (there: rounded down)."""
 
 
 class _Evaluation(NamedTuple):
@@ -82,8 +82,8 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
         coefficients: see `Coefficients`; by default the recipe of the original that such weights come from.
         log_snr: LuChengTHU: continuous times from T to 1/N and what the network is given there, fractional training
             timesteps; see `LogSnrKind`. Every output is turned into ε first. Replaces the published grids, but for
-            final_sigmas_type: "sigma_min" ends at 1/N, and "zero" is `denoise_to_zero`: one more evaluation there,
-            whose x_0 is the result. For "linear" β(t) goes from T · beta_start to T · beta_end.
+            final_sigmas_type: "sigma_min" ends at 1/N, and "zero" is `denoise_to_zero`: there the last
+            evaluation takes place, whose x_0 is the result. For "linear" β(t) goes from T · beta_start to T · beta_end.
         skip_type: which continuous times are visited, see `SkipType`; by default "time_uniform".
         log_alpha_from: see `AlphaSource`; by default ᾱ for "compvis", else β.
         orders: see `OrderPlan`; refused together with `lower_order_final`. "fixed" needs `log_snr`.
@@ -154,8 +154,8 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
         """The order of each step, for `count` evaluations."""
         order = self.config.solver_order
         if self._order_plan is OrderPlan.FIXED:
-            if count < order:
-                raise ValueError(f"orders='fixed' needs at least solver_order={order} evaluations, not {count}")
+            if count % order:
+                raise ValueError(f"num_inference_steps: orders='fixed' takes multiples of {order}, not {count}")
             return [order] * (count // order)
         if self._order_plan is OrderPlan.FAST:
             return singlestep_orders(count, order)
@@ -191,8 +191,6 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
     def _plan(self, times: list[Time]) -> None:
         lambdas = self._levels(torch.float32).half_log_snr.tolist()
         orders = self._orders_of(len(times))
-        if sum(orders) != len(times):
-            raise ValueError(f"{len(times)} timesteps do not fit orders='fixed'; multiples of {orders[0]} do")
         self._steps: list[int] = []
         begin = 0
         for order in orders:
@@ -229,15 +227,15 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit,
         and for `variance_noise` where nothing is drawn.
         """
-        dtype = self._check(model_output, sample, channel_factor=self._channel_factor)
+        dtype = self._check(model_output, sample, channel_factor=self._convert.channel_factor)
         self._require_timesteps()
         coefficients: list[_Evaluation] = self._coefficients(dtype)
         noise = self._draw(sample, generator, variance_noise, dtype)
         index = self._advance(timestep)
         alpha, sigma, place, updates = coefficients[index]
-        x, output = sample.to(dtype), self._mean(model_output, sample).to(dtype)
+        x, output = sample.to(dtype), model_output.to(dtype)
         if not updates:
-            result = self._denoised(output, x, alpha, sigma)
+            result = self._convert.x0(output, x, alpha, sigma)
             return self._result(result, result, sample.dtype, return_dict)
 
         output, x0 = self._convert(output, x, alpha, sigma)

@@ -20,8 +20,7 @@ may be added without churn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import pairwise
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,11 +54,20 @@ from diffusers_ref.schedulers.preconditioned_scheduler import (
     check_range,
     check_steps,
 )
-from diffusers_ref.schedulers.preconditioning import C_1, C_2, Preconditioner, Preconditioning, make_preconditioner
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.preconditioning import (
+    C_1,
+    C_2,
+    Preconditioner,
+    Preconditioning,
+    each,
+    make_preconditioner,
+)
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 
-Churn = Callable[[Tensor], float]
-"""σ(t) -> γ."""
+Churn = Callable[[Tensor], Tensor]
+"""(n,) σ(t_i) -> (n,) γ_i."""
+
+Item = TypeVar("Item")
 
 
 class EDMAblationScheduler(PreconditionedScheduler):
@@ -158,18 +166,18 @@ class EDMAblationScheduler(PreconditionedScheduler):
         """
         check_steps(num_inference_steps, sigmas)
         levels = self._levels_of(num_inference_steps) if sigmas is None else check_levels(sigmas)
-        times = self._schedule.time(self._preconditioner.round_sigma(levels))
+        times = self._schedule.time(self._preconditioner.round_sigma(levels), at_once=True)
         self.t_steps = torch.cat([times, torch.zeros_like(times[:1])])
         """(n + 1,) float64: the times of the ODE."""
-        steps, heun = len(levels), self.config.solver == "heun"
-        churn = lambda sigma: self._churn(sigma, steps, self.config.s_tmin, self.config.s_tmax)
+        heun = self.config.solver == "heun"
+        churn = lambda sigma: self._churn(sigma, self.config.s_tmin, self.config.s_tmax)
         evaluations, bare = plan(
             self.t_steps, self._schedule, self._scaling, self._preconditioner, churn,
             self.config.s_noise, self.config.alpha if heun else None,
         )  # fmt: skip
         self._bare = bare
-        levels = torch.stack([self._schedule.sigma(t) for t in self.t_steps])
-        self._adopt_evaluations(evaluations, [self._label(sigma) for sigma, _ in bare], levels, device)
+        levels = self._schedule.sigma(self.t_steps)
+        self._adopt_evaluations(evaluations, self._labels([sigma for sigma, _ in bare]), levels, device)
         self.init_noise_sigma = self._initial(self.t_steps[0])
 
     def _initial(self, t: Tensor) -> float:
@@ -229,43 +237,52 @@ def plan(
 
     alpha: of the second-order method; None for Euler's.
     """
-    evaluations, bare = [], []
-    for i, (t, t_next) in enumerate(pairwise(t_steps)):
-        # Algorithm 2, lines 4 to 6: raise the noise level.
-        sigma = schedule.sigma(t)
-        gamma = churn(sigma)
-        t_hat = schedule.time(preconditioner.round_sigma(sigma + gamma * sigma))
-        sigma_hat, scale_hat = schedule.sigma(t_hat), scaling.scale(t_hat)
-        added = (sigma_hat**2 - sigma**2).clip(min=0).sqrt() * scale_hat * s_noise
+    # Algorithm 2, lines 4 to 6: raise the noise level.
+    t, t_next = t_steps[:-1], t_steps[1:]
+    sigma, scale = schedule.sigma(t), _column(scaling.scale(t), t)
+    gamma = churn(sigma)
+    t_hat = schedule.time(each(preconditioner.round_sigma, sigma + gamma * sigma))
+    sigma_hat, scale_hat = schedule.sigma(t_hat), _column(scaling.scale(t_hat), t)
+    added = (sigma_hat**2 - sigma**2).clip(min=0).sqrt() * scale_hat * s_noise
 
-        # Lines 7 and 8: a step from t̂, or a part of it.
-        h = t_next - t_hat
-        second = alpha is not None and i < len(t_steps) - 2
-        first = Evaluation(
-            sigma=float(sigma_hat),
-            slope=Linear(*slope_factors(schedule, scaling, t_hat)),
-            step_size=float(h),
-            partial_size=float(alpha * h) if alpha is not None and second else None,
-            scale=float(scale_hat),
-            churned=gamma > 0,
-            carried=float(scale_hat / scaling.scale(t)),
-            added=float(added),
-        )
-        evaluations.append(first)
-        bare.append((float(sigma), float(scaling.scale(t))))
+    # Lines 7 and 8: a step from t̂, of which a second-order method takes a part first.
+    h = t_next - t_hat
+    slopes = slope_factors(schedule, scaling, t_hat)
+    columns = (
+        sigma_hat,
+        *slopes,
+        h,
+        (1.0 if alpha is None else alpha) * h,
+        scale_hat,
+        gamma > 0,
+        scale_hat / scale,
+        added,
+    )
+    evaluations = [
+        Evaluation(level, Linear(a, b), size, None if alpha is None else part, None, s, bool(churned), carried, noise)
+        for level, a, b, size, part, s, churned, carried, noise in by_step(*columns)
+    ]
+    evaluations[-1] = evaluations[-1]._replace(partial_size=None)
+    bare = list(zip(sigma.tolist(), scale.tolist(), strict=True))
+    if alpha is None or len(t) == 1:
+        return evaluations, bare
 
-        # Lines 10 and 11: the correction.
-        if alpha is not None and second:
-            t_prime = t_hat + alpha * h
-            sigma_prime, scale_prime = float(schedule.sigma(t_prime)), float(scaling.scale(t_prime))
-            evaluations.append(
-                Evaluation(
-                    sigma=sigma_prime,
-                    slope=Linear(*slope_factors(schedule, scaling, t_prime)),
-                    step_size=float(h),
-                    second_of=alpha,
-                    scale=scale_prime,
-                )
-            )
-            bare.append((sigma_prime, scale_prime))
-    return evaluations, bare
+    # Lines 10 and 11: the correction, in every step but the last.
+    t_prime = (t_hat + alpha * h)[:-1]
+    sigma_prime, scale_prime = schedule.sigma(t_prime), _column(scaling.scale(t_prime), t_prime)
+    columns = (sigma_prime, *slope_factors(schedule, scaling, t_prime), h[:-1], scale_prime)
+    second = [
+        Evaluation(level, Linear(a, b), size, second_of=alpha, scale=s) for level, a, b, size, s in by_step(*columns)
+    ]
+    between = list(zip(sigma_prime.tolist(), scale_prime.tolist(), strict=True))
+    return _alternating(evaluations, second), _alternating(bare, between)
+
+
+def _column(value: Tensor | float, like: Tensor) -> Tensor:
+    """(n,) where a number is the same everywhere."""
+    return value if isinstance(value, Tensor) else torch.full_like(like, value)
+
+
+def _alternating(first: list[Item], second: list[Item]) -> list[Item]:
+    """One of each in turn; `first` has one more."""
+    return [item for pair in zip(first, second, strict=False) for item in pair] + first[-1:]

@@ -34,7 +34,7 @@ from diffusers_ref.schedulers.preconditioned_scheduler import (
     check_steps,
 )
 from diffusers_ref.schedulers.preconditioning import EDMPreconditioner
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 
 
 class SigmaSchedule(str, Enum):
@@ -151,9 +151,10 @@ class EDMEulerScheduler(PreconditionedScheduler):
         evaluations = self._plan(levels)
         labels = None
         if not self._wide:  # Published code takes the logarithm of all levels at once.
+            raised = self._labels([item.sigma for item in evaluations])
             labels = [
-                self._label(item.sigma) if item.churned else entry
-                for item, entry in zip(evaluations, entries, strict=True)
+                label if item.churned else entry
+                for item, label, entry in zip(evaluations, raised, entries, strict=True)
             ]
         self._adopt_evaluations(evaluations, entries, levels, device, labels)
 
@@ -177,25 +178,15 @@ class EDMEulerScheduler(PreconditionedScheduler):
         return torch.cat([levels, last])
 
     def _plan(self, levels: Tensor) -> list[Evaluation]:
-        config, steps = self.config, len(levels) - 1
-        linear = LinearSchedule()
-        unscaled = Scaling(ScalingKind.NONE, linear)
-        evaluations = []
-        for sigma, sigma_next in zip(levels[:-1].double(), levels[1:].double(), strict=True):
-            gamma = self._churn(sigma, steps, config.s_tmin, config.s_tmax)
-            sigma_hat = sigma + gamma * sigma
-            added = (sigma_hat**2 - sigma**2).clip(min=0).sqrt() * config.s_noise
-            factors = slope_factors(linear, unscaled, sigma_hat)
-            evaluations.append(
-                Evaluation(
-                    sigma=float(sigma_hat),
-                    slope=Linear(*factors) if self._wide else Quotient(float(sigma_hat)),
-                    step_size=float(sigma_next - sigma_hat),
-                    churned=gamma > 0,
-                    added=float(added),
-                )
-            )
-        return evaluations
+        sigma, after = levels[:-1].double(), levels[1:].double()
+        gamma = self._churn(sigma, self.config.s_tmin, self.config.s_tmax)
+        sigma_hat = sigma + gamma * sigma
+        added = (sigma_hat**2 - sigma**2).clip(min=0).sqrt() * self.config.s_noise
+        factors = slope_factors(_LINEAR, Scaling(ScalingKind.NONE, _LINEAR), sigma_hat)
+        return [
+            Evaluation(level, Linear(*ab) if self._wide else Quotient(level), h, churned=bool(churned), added=noise)
+            for level, *ab, h, churned, noise in by_step(sigma_hat, *factors, after - sigma_hat, gamma > 0, added)
+        ]
 
     def _levels(self) -> dict[Time, tuple[float, float]]:
         return {time: (sigma, 1.0) for time, sigma in zip(self.timesteps.tolist(), self.sigmas.tolist(), strict=False)}
@@ -225,3 +216,6 @@ class EDMEulerScheduler(PreconditionedScheduler):
         """
         result = self._take(model_output, timestep, sample, generator, variance_noise, pred_original_sample)
         return result if return_dict else result.to_tuple()
+
+
+_LINEAR = LinearSchedule()

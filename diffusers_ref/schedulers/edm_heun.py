@@ -31,8 +31,8 @@ from diffusers_ref.schedulers.preconditioned_scheduler import (
     check_range,
     check_steps,
 )
-from diffusers_ref.schedulers.preconditioning import Preconditioning, make_preconditioner
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.preconditioning import Preconditioning, each, make_preconditioner
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 
 
 class EDMHeunScheduler(PreconditionedScheduler):
@@ -93,44 +93,27 @@ class EDMHeunScheduler(PreconditionedScheduler):
             levels = check_levels(sigmas)
         levels = self._preconditioner.round_sigma(levels)
         levels = torch.cat([levels, torch.zeros_like(levels[:1])])
-        evaluations = self._plan(levels)
-        bare = [label for pair in self._pairs(levels) for label in pair]
-        self._adopt_evaluations(evaluations, [self._label(sigma) for sigma in bare], levels, device)
+        pairs = list(pairwise(levels.tolist()))
+        bare = [sigma for pair in pairs for sigma in pair][:-1]
+        self._adopt_evaluations(self._plan(levels), self._labels(bare), levels, device)
         self._bare = {time: (sigma, 1.0) for time, sigma in zip(self._times, bare, strict=True)}
-        self.init_noise_sigma = float(levels[0])
-
-    def _pairs(self, levels: Tensor) -> list[list[float]]:
-        """The levels of the evaluations of every step, without churn."""
-        pairs = [[float(sigma), float(after)] for sigma, after in pairwise(levels)]
-        return [*pairs[:-1], pairs[-1][:1]]
+        self.init_noise_sigma = bare[0]
 
     def _plan(self, levels: Tensor) -> list[Evaluation]:
-        config, steps = self.config, len(levels) - 1
+        # Lines 4 to 6: raise the noise level.
+        sigma, after = levels[:-1], levels[1:]
+        gamma = self._churn(sigma, self.config.s_tmin, self.config.s_tmax)
+        sigma_hat = each(self._preconditioner.round_sigma, sigma + gamma * sigma)
+        added = (sigma_hat**2 - sigma**2).clip(min=0).sqrt() * self.config.s_noise
+        step_size = after - sigma_hat
+
         evaluations = []
-        for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
-            # Lines 4 to 6: raise the noise level.
-            gamma = self._churn(sigma, steps, config.s_tmin, config.s_tmax)
-            sigma_hat = self._preconditioner.round_sigma(sigma + gamma * sigma)
-            added = (sigma_hat**2 - sigma**2).clip(min=0).sqrt() * config.s_noise
-
-            # Lines 7 and 8: the Euler step.
-            h = float(sigma_next - sigma_hat)
-            last = i == steps - 1
-            evaluations.append(
-                Evaluation(
-                    sigma=float(sigma_hat),
-                    slope=Quotient(float(sigma_hat)),
-                    step_size=h,
-                    partial_size=None if last else h,
-                    churned=gamma > 0,
-                    added=float(added),
-                )
-            )
-
-            # Lines 10 and 11: the correction.
-            if not last:
-                after = float(sigma_next)
-                evaluations.append(Evaluation(sigma=after, slope=Quotient(after), step_size=h, second_of=1.0))
+        for level, end, h, churned, noise in by_step(sigma_hat, after, step_size, gamma > 0, added):
+            # Lines 7 and 8: the Euler step. Lines 10 and 11: the correction.
+            partial = h if end else None
+            evaluations.append(Evaluation(level, Quotient(level), h, partial, churned=bool(churned), added=noise))
+            if end:
+                evaluations.append(Evaluation(end, Quotient(end), h, second_of=1.0))
         return evaluations
 
     def _levels(self) -> dict[Time, tuple[float, float]]:

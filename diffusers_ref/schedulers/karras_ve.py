@@ -80,15 +80,14 @@ class KarrasVeScheduler(PreconditionedScheduler):
             levels = ve_levels(num_inference_steps, float(self.config.sigma_min), float(self.config.sigma_max))
         else:
             levels = check_levels(sigmas)
-        steps = len(levels)
         levels = torch.cat([levels, torch.zeros_like(levels[:1])])
         linear = LinearSchedule()
-        churn = lambda sigma: self._churn(sigma, steps, self.config.s_min, self.config.s_max)
+        churn = lambda sigma: self._churn(sigma, self.config.s_min, self.config.s_max)
         unscaled = Scaling(ScalingKind.NONE, linear)
         evaluations, self._bare = plan(
             levels, linear, unscaled, self._preconditioner, churn, self.config.s_noise, alpha=1.0
         )
-        self._adopt_evaluations(evaluations, [self._label(sigma) for sigma, _ in self._bare], levels, device)
+        self._adopt_evaluations(evaluations, self._labels([sigma for sigma, _ in self._bare]), levels, device)
         self.init_noise_sigma = float(levels[0])
 
     def _levels(self) -> dict[Time, tuple[float, float]]:
@@ -96,9 +95,6 @@ class KarrasVeScheduler(PreconditionedScheduler):
         return dict(zip(self._times, self._bare, strict=True))
 
     # --- the network -------------------------------------------------------------------------------------------------
-
-    def _label(self, sigma: Number) -> float:
-        return float(torch.as_tensor(sigma, dtype=torch.float64).float() / 2)
 
     def _scaled(self, x: Tensor, index: int) -> Tensor:
         return (x + 1) / 2
@@ -117,7 +113,7 @@ class KarrasVeScheduler(PreconditionedScheduler):
 
     def precondition_noise(self, sigma: Number) -> Tensor:
         """What the network is given as time: σ/2 in float32, (n,)."""
-        return torch.as_tensor(sigma).reshape(-1).float() / 2
+        return torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).float() / 2
 
     def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: Number) -> Tensor:
         """D(x; σ); sample, model_output: (B, C, ...)."""

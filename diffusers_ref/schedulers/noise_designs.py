@@ -7,8 +7,8 @@
     Scaling                    s(t) and s'(t)
     vp_, ve_, iddpm_, edm_levels   the discretisation: σ(t_i) for i = 0 ... N−1
 
-Everything is float64. A level t is a () tensor wherever NVlabs' code has one, because exponentials and powers of a
-vector can differ in the last bit from those of its elements.
+Everything is float64. NVlabs' code makes its time steps at once, and all else one step at a time, which shows in the
+last bit of exponentials and logarithms: `at_once` says which.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusers_ref.schedulers.preconditioning import BETA_D, BETA_MIN, next_iddpm_level
+from diffusers_ref.schedulers.preconditioning import BETA_D, BETA_MIN, each, next_iddpm_level
 
 
 class Discretization(str, Enum):
@@ -60,13 +60,13 @@ class ScalingKind(str, Enum):
 
 
 class NoiseSchedule(Protocol):
-    """σ(t); every method takes a tensor (...) and returns one, or a number that does not depend on it."""
+    """σ(t); every method takes () or (n,) and returns the like, or a number that is the same everywhere."""
 
-    def sigma(self, t: Tensor) -> Tensor: ...
+    def sigma(self, t: Tensor, at_once: bool = False) -> Tensor: ...
 
     def derivative(self, t: Tensor) -> Tensor | float: ...
 
-    def time(self, sigma: Tensor) -> Tensor: ...
+    def time(self, sigma: Tensor, at_once: bool = False) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -82,39 +82,42 @@ class VPSchedule:
         beta_d = 2 * (low / epsilon_s - high) / (epsilon_s - 1)
         return cls(beta_d, high - 0.5 * beta_d)
 
-    def sigma(self, t: Tensor) -> Tensor:
+    def sigma(self, t: Tensor, at_once: bool = False) -> Tensor:
         exponent = 0.5 * self.beta_d * t**2 + self.beta_min * t
-        return (math.e**exponent - 1) ** 0.5
+        power = _exponential(exponent) if at_once else each(_exponential, exponent)
+        return (power - 1) ** 0.5
 
     def derivative(self, t: Tensor) -> Tensor:
         sigma = self.sigma(t)
         return 0.5 * (self.beta_min + self.beta_d * t) * (sigma + 1 / sigma)
 
-    def time(self, sigma: Tensor) -> Tensor:
-        return ((self.beta_min**2 + 2 * self.beta_d * (sigma**2 + 1).log()).sqrt() - self.beta_min) / self.beta_d
+    def time(self, sigma: Tensor, at_once: bool = False) -> Tensor:
+        square = sigma**2 + 1
+        log = square.log() if at_once else each(torch.log, square)
+        return ((self.beta_min**2 + 2 * self.beta_d * log).sqrt() - self.beta_min) / self.beta_d
 
 
 @dataclass(frozen=True)
 class VESchedule:
-    def sigma(self, t: Tensor) -> Tensor:
+    def sigma(self, t: Tensor, at_once: bool = False) -> Tensor:
         return t.sqrt()
 
     def derivative(self, t: Tensor) -> Tensor:
         return 0.5 / t.sqrt()
 
-    def time(self, sigma: Tensor) -> Tensor:
+    def time(self, sigma: Tensor, at_once: bool = False) -> Tensor:
         return sigma**2
 
 
 @dataclass(frozen=True)
 class LinearSchedule:
-    def sigma(self, t: Tensor) -> Tensor:
+    def sigma(self, t: Tensor, at_once: bool = False) -> Tensor:
         return t
 
     def derivative(self, t: Tensor) -> float:
         return 1.0
 
-    def time(self, sigma: Tensor) -> Tensor:
+    def time(self, sigma: Tensor, at_once: bool = False) -> Tensor:
         return sigma
 
 
@@ -136,10 +139,14 @@ class Scaling:
         return -self.schedule.sigma(t) * self.schedule.derivative(t) * (self.scale(t) ** 3)
 
 
-def slope_factors(schedule: NoiseSchedule, scaling: Scaling, t: Tensor) -> tuple[float, float]:
-    """Of x and of D(x/s; σ) in dx/dt, eq. 81, at t: ()."""
+def slope_factors(schedule: NoiseSchedule, scaling: Scaling, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Of x and of D(x/s; σ) in dx/dt, eq. 81, at t: (n,)."""
     sigma, derivative, scale = schedule.sigma(t), schedule.derivative(t), scaling.scale(t)
-    return float(derivative / sigma + scaling.derivative(t) / scale), float(derivative * scale / sigma)
+    return derivative / sigma + scaling.derivative(t) / scale, derivative * scale / sigma
+
+
+def _exponential(exponent: Tensor) -> Tensor:
+    return math.e**exponent
 
 
 def default_range(discretization: Discretization, epsilon_s: float) -> tuple[float, float]:
@@ -162,7 +169,7 @@ def edm_levels(steps: int, sigma_min: float, sigma_max: float, rho: float) -> Te
 
 def vp_levels(steps: int, schedule: VPSchedule, epsilon_s: float) -> Tensor:
     """(n,) σ at times that fall evenly from 1 to epsilon_s."""
-    return schedule.sigma(1 + _ramp(steps) * (epsilon_s - 1))
+    return schedule.sigma(1 + _ramp(steps) * (epsilon_s - 1), at_once=True)
 
 
 def ve_levels(steps: int, sigma_min: float, sigma_max: float) -> Tensor:

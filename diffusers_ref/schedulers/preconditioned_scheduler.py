@@ -126,13 +126,13 @@ class PreconditionedScheduler(SchedulerMixin):
         self._scalings_cache: dict[torch.dtype, list[tuple[float, ...]]] = {}
         self.sigmas = sigmas
         if labels is None:
-            labels = [self._label(evaluation.sigma) for evaluation in evaluations]
+            labels = self._labels([evaluation.sigma for evaluation in evaluations])
         self._adopt(entries, len(sigmas) - 1, device, labels)
         self._prepared: int | None = None
 
-    def _label(self, sigma: Number) -> float:
-        """What the network is given as time at σ."""
-        return self._preconditioner.label(_rounded(sigma)).item()
+    def _labels(self, sigmas: Sequence[float]) -> list[float]:
+        """What the network is given as time at each level."""
+        return self.precondition_noise(torch.tensor(sigmas, dtype=torch.float64)).tolist()
 
     def _begins_step(self, index: int) -> bool:
         return self._evaluations[index].begins
@@ -140,9 +140,10 @@ class PreconditionedScheduler(SchedulerMixin):
     def _restart(self) -> None:
         self._base: tuple[Tensor, Tensor] | None = None  # x̂ and d of the step under way
 
-    def _churn(self, sigma: Number, steps: int, low: float, high: float) -> float:
-        """γ_i: how much the noise level is raised, within [S_min, S_max]."""
-        return min(self.config.s_churn / steps, math.sqrt(2) - 1) if low <= sigma <= high else 0.0
+    def _churn(self, sigma: Tensor, low: float, high: float) -> Tensor:
+        """(n,) γ_i: how much the noise level of each of n steps is raised, within [S_tmin, S_tmax]."""
+        gamma = min(self.config.s_churn / len(sigma), math.sqrt(2) - 1)
+        return gamma * ((low <= sigma) & (sigma <= high)).double()
 
     # --- before the network ------------------------------------------------------------------------------------------
 
@@ -291,8 +292,7 @@ class PreconditionedScheduler(SchedulerMixin):
 
     def precondition_noise(self, sigma: Number) -> Tensor:
         """c_noise(σ) in float32: (n,) for a tensor of n levels, (1,) for a number."""
-        levels = torch.as_tensor(sigma).reshape(-1)
-        return torch.cat([self._preconditioner.label(level.float().reshape(1)) for level in levels])
+        return self._preconditioner.label(torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).float())
 
     def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: Number) -> Tensor:
         """D(x; σ) = c_skip(σ) · x + c_out(σ) · F, eq. 7; sample, model_output: (B, C, ...)."""
@@ -355,11 +355,6 @@ def check_steps(num_inference_steps: Any, sigmas: Any) -> None:
         isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1
     ):
         raise ValueError(f"num_inference_steps is {num_inference_steps!r}; allowed: integers from 1")
-
-
-def _rounded(sigma: Number) -> Tensor:
-    """(1,) float32."""
-    return torch.as_tensor(sigma, dtype=torch.float64).reshape(1).float()
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:

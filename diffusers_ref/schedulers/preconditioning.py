@@ -8,13 +8,14 @@
     label                c_noise, what the network is given as time
     sigma_min, sigma_max the noise levels that the network knows
 
-The networks compute in float32, and so does NVlabs' code here: σ is rounded to float32 first, whatever the precision of
-the sampler's state. A label is made from one σ at a time, because vectorised logarithms can differ in the last bit.
+The networks compute in float32, and so does NVlabs' code here: a label is made of σ rounded to float32, whatever the
+precision of the sampler's state.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -70,7 +71,7 @@ class Preconditioner(Protocol):
         """The scalings at σ (n,), in its dtype."""
 
     def label(self, sigma: Tensor) -> Tensor:
-        """(1,) c_noise at σ (1,) float32."""
+        """(n,) c_noise at σ (n,) float32."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class EDMPreconditioner:
         return Scalings(c_skip, c_out, 1 / (variance + sigma**2).sqrt())
 
     def label(self, sigma: Tensor) -> Tensor:
-        return sigma.log() / 4
+        return each(torch.log, sigma) / 4
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class VPPreconditioner:
         return Scalings(torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt())
 
     def label(self, sigma: Tensor) -> Tensor:
-        t = ((BETA_MIN**2 + 2 * BETA_D * (1 + sigma**2).log()).sqrt() - BETA_MIN) / BETA_D
+        t = ((BETA_MIN**2 + 2 * BETA_D * each(torch.log, 1 + sigma**2)).sqrt() - BETA_MIN) / BETA_D
         return (NUM_TRAIN_TIMESTEPS - 1) * t
 
 
@@ -136,7 +137,7 @@ class VEPreconditioner:
         return Scalings(torch.ones_like(sigma), sigma.clone(), torch.ones_like(sigma))
 
     def label(self, sigma: Tensor) -> Tensor:
-        return (0.5 * sigma).log()
+        return each(torch.log, 0.5 * sigma)
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,13 @@ class IDDPMPreconditioner:
         return VPPreconditioner().scalings(sigma)
 
     def label(self, sigma: Tensor) -> Tensor:
-        return (NUM_TRAIN_TIMESTEPS - 1 - self._nearest(sigma)).float()
+        return (NUM_TRAIN_TIMESTEPS - 1 - each(self._nearest, sigma)).float()
+
+
+def each(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """`function` of every element by itself: of a whole vector, logarithms, powers and the like can differ in the last
+    bit, and originals make them one at a time."""
+    return torch.stack([function(value) for value in values]) if values.ndim else function(values)
 
 
 def make_preconditioner(kind: Preconditioning, sigma_data: float) -> Preconditioner:

@@ -141,7 +141,7 @@ class SigmaScheduler(SchedulerMixin):
         return len(self._sigma_table)
 
     def _choose_schedule(self) -> SigmaSchedule | None:
-        """The grid of crowsonkb's that the options choose, if they do; a sampler with a grid of its own overrides it."""
+        """The grid of crowsonkb's that the options choose, if any; a sampler with a grid of its own overrides it."""
         return _chosen_schedule(self.config, self.config_keys())
 
     def _first_level(self) -> float:
@@ -340,7 +340,13 @@ class SigmaScheduler(SchedulerMixin):
         """The network's input c_in · x, (B, C, ...), at an entry of `timesteps` (by default the next)."""
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
         self._require_timesteps()
-        index = (self._step_index or 0) if timestep is None else self._place(timestep)
+        try:
+            index = (self._step_index or 0) if timestep is None else self._place(timestep)
+        except ValueError:  # An evaluation within a step is found out of its turn, too.
+            within = None if timestep is None else self._entry(float(timestep))
+            if within is None:
+                raise
+            index = within
         return (sample.to(dtype) * self._numbers_for(dtype)[index].c_in).to(sample.dtype)
 
     # --- the forward process -----------------------------------------------------------------------------------------

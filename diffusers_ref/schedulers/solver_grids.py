@@ -73,7 +73,8 @@ def solver_grid(
         found = " and ".join(given) or "none"
         raise ValueError(f"give exactly one of num_inference_steps, timesteps and sigmas; given: {found}")
     chosen = next((name for name in SIGMA_GRIDS if config.get(name)), None)
-    if timesteps is not None and chosen is not None or sigmas is not None and chosen not in (None, "use_flow_sigmas"):
+    of_sigmas = (None,) if sigmas is None else (None, "use_flow_sigmas")
+    if num_inference_steps is None and chosen not in of_sigmas:
         raise ValueError(f"{given[0]} cannot be given with {chosen}, which chooses the levels itself")
     shift = _shift(config, mu)
     if timesteps is not None:

@@ -1,65 +1,29 @@
-"""What high-order solvers of the diffusion ODE share: levels α_t, σ_t, λ_t, grids, what the network's output means.
+"""What high-order solvers of the diffusion ODE share: tables, grids, the levels α_t, σ_t, λ_t along them.
 
     code              DPM-Solver (arXiv 2206.00927)
     levels            α_t, σ_t, log α_t, λ_t at every evaluation, and at the end
-    x0, epsilon       x_θ(x_t, t), ε_θ(x_t, t)
 
 A run visits the published grid (`solver_grids`), or the continuous times of an original (`log_snr`).
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from enum import Enum
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import ConfigError
 from diffusers_ref.random import Generators
-from diffusers_ref.schedulers.betas import NoiseTable, make_betas
-from diffusers_ref.schedulers.conventions import BetaSchedule, Coefficients, choose
-from diffusers_ref.schedulers.log_snr import (
-    CosineLogSnr,
-    DiscreteLogSnr,
-    Levels,
-    LinearLogSnr,
-    LogSnr,
-    LogSnrKind,
-    SkipType,
-    discrete_log_snr,
-    levels_of_ratios,
-)
+from diffusers_ref.schedulers.betas import NoiseTable
+from diffusers_ref.schedulers.conventions import choose
+from diffusers_ref.schedulers.log_snr import DiscreteLogSnr, Levels, LogSnr, LogSnrKind, SkipType, levels_of_ratios
 from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time
 from diffusers_ref.schedulers.sigmas import sigma_table
-from diffusers_ref.schedulers.solver_grids import SIGMA_GRIDS, SolverGrid, check_grid_options, solver_grid
-from diffusers_ref.schedulers.thresholding import dynamic_threshold
-
-
-class SolverPrediction(str, Enum):
-    """What the network returns."""
-
-    EPSILON = "epsilon"
-    """Published; "noise" of LuChengTHU: ε."""
-    SAMPLE = "sample"
-    """Published; "x_start" of LuChengTHU: x_0."""
-    V_PREDICTION = "v_prediction"
-    """Published; "v" of LuChengTHU: α_t ε − σ_t x_0."""
-    FLOW_PREDICTION = "flow_prediction"
-    """Published: ε − x_0, of x_t = (1 − σ)·x_0 + σ·ε."""
-    SCORE = "score"
-    """LuChengTHU: −ε/σ_t."""
-
-
-class AlphaSource(str, Enum):
-    """What an original computes log α from."""
-
-    BETAS = "betas"
-    """LuChengTHU, for DDPM: ½ Σ log(1 − β)."""
-    ALPHAS_CUMPROD = "alphas_cumprod"
-    """LuChengTHU, for Stable Diffusion: ½ log ᾱ."""
+from diffusers_ref.schedulers.solver_grids import SolverGrid, check_grid_options, solver_grid
+from diffusers_ref.schedulers.solver_outputs import OutputConversion
+from diffusers_ref.schedulers.solver_tables import chain_of, log_snr_of, refuse
 
 
 class SolverScheduler(SchedulerMixin):
@@ -69,9 +33,6 @@ class SolverScheduler(SchedulerMixin):
     """
 
     _table: NoiseTable
-    _integrates_data: bool
-    _offers_flow_of_noise: ClassVar[bool] = False
-    """Whether a solver of the noise takes flow predictions, too."""
 
     # --- construction ------------------------------------------------------------------------------------------------
 
@@ -82,91 +43,29 @@ class SolverScheduler(SchedulerMixin):
         is_sde: every evaluation draws noise.
         """
         config = self.config
-        self._integrates_data, self._is_sde = integrates_data, is_sde
+        self._is_sde = is_sde
         check_grid_options(config)
-        self._prediction = choose(SolverPrediction, "prediction_type", config.prediction_type)
-        if config.get("variance_type") not in (None, "learned", "learned_range"):
-            raise ConfigError(
-                f"variance_type={config.variance_type!r} is not known here; allowed: None, 'learned', 'learned_range'"
-            )
-        if self._prediction is SolverPrediction.FLOW_PREDICTION and not (
-            config.get("use_flow_sigmas") and (integrates_data or self._offers_flow_of_noise)
-        ):
-            raise ConfigError("prediction_type='flow_prediction' needs use_flow_sigmas=True and a solver of the data")
-        self._table = self._make_table()
+        self._table = chain_of(config)
         self._ratios = sigma_table(self._table.alphas_cumprod).numpy()
-        self._log_snr = self._make_log_snr(kinds)
-        if self._log_snr is not None and config.thresholding and not integrates_data and not config.denoise_to_zero:
+        self._log_snr = log_snr_of(config, self.config_keys(), self._table, kinds)
+        self._convert = OutputConversion(config, integrates_data, through_epsilon=self._log_snr is not None)
+        if config.thresholding and not integrates_data and self._log_snr is not None and not self._denoises:
             raise ConfigError(
-                "thresholding has no effect on a solver of the noise with log_snr, unless denoise_to_zero"
+                "with log_snr, thresholding has an effect on a solver of the noise only if it ends at zero"
             )
-        least, most = config.get("sample_min_value", 1.0), config.get("sample_max_value")
-        if not least > 0 or (most is not None and not least <= most):
-            raise ConfigError(
-                f"sample_min_value={least} and sample_max_value={most} are not allowed; the first must be above 0 and "
-                "not above the second"
-            )
-        self._channel_factor = 1 if config.get("variance_type") is None else 2
         self._skip_type = SkipType.TIME_UNIFORM
-        if config.get("skip_type") is not None:
+        if config.skip_type is not None:
             self._skip_type = choose(SkipType, "skip_type", config.skip_type)
         self.timesteps = torch.arange(config.num_train_timesteps - 1, -1, -1)
 
-    def _make_table(self) -> NoiseTable:
-        config = self.config
-        schedule = choose(BetaSchedule, "beta_schedule", config.beta_schedule)
-        coefficients = _DEFAULT_COEFFICIENTS.get(schedule, Coefficients.FLOAT32_CUMPROD)
-        if config.coefficients is not None:
-            coefficients = choose(Coefficients, "coefficients", config.coefficients)
-        rescale = config.get("rescale_betas_zero_snr", False)
-        betas = make_betas(
-            schedule,
-            config.beta_start,
-            config.beta_end,
-            config.num_train_timesteps,
-            trained_betas=config.trained_betas,
-            rescale_zero_snr=rescale,
-            coefficients=coefficients,
-        )
-        table = NoiseTable.from_betas(betas, coefficients)
-        if rescale:
-            # Published: the noisiest level keeps a trace of signal, as σ/α would be infinite.
-            abar = table.alphas_cumprod.clone()
-            abar[-1] = 2.0**-24
-            table = dataclasses.replace(table, alphas_cumprod=abar)
-        return table
-
-    def _make_log_snr(self, kinds: Sequence[LogSnrKind]) -> LogSnr | None:
-        config = self.config
-        if config.get("log_snr") is None:
-            self._refuse(
-                ("skip_type", "denoise_to_zero", "log_alpha_from"),
-                "needs log_snr: published grids do not have it",
-            )
-            return None
-        kind = choose(LogSnrKind, "log_snr", config.log_snr, allowed=kinds)
-        self._refuse((*SIGMA_GRIDS, *_GRID_OPTIONS), "is an option of published grids, which log_snr replaces")
-        if kind is LogSnrKind.LINEAR:
-            self._refuse(_CHAIN, "needs a discrete log_snr, not 'linear'")
-            total = config.num_train_timesteps
-            return LinearLogSnr(total * config.beta_start, total * config.beta_end)
-        if kind is LogSnrKind.COSINE:
-            self._refuse((*_CHAIN, "beta_start", "beta_end"), "needs a discrete log_snr, not 'cosine'")
-            return CosineLogSnr()
-        source = AlphaSource.BETAS
-        if self._table.coefficients is Coefficients.COMPVIS:
-            source = AlphaSource.ALPHAS_CUMPROD
-        if config.log_alpha_from is not None:
-            source = choose(AlphaSource, "log_alpha_from", config.log_alpha_from)
-        table = {source.value: getattr(self._table, source.value)}
-        return discrete_log_snr(**table, clipped=kind is LogSnrKind.DISCRETE_CLIPPED)
+    @property
+    def _denoises(self) -> bool:
+        """Whether one more evaluation ends the run: its x_0 is the result."""
+        return self._log_snr is not None and self.config.final_sigmas_type == "zero"
 
     def _refuse(self, names: Sequence[str], reason: str) -> None:
         """Raise ConfigError if one of these options has another value than its default."""
-        defaults = self.config_keys()
-        for name in names:
-            if name in self.config and self.config[name] != defaults[name]:
-                raise ConfigError(f"{name}={self.config[name]!r} {reason}")
+        refuse(self.config, self.config_keys(), names, reason)
 
     def __len__(self) -> int:
         """T, the number of training timesteps."""
@@ -199,7 +98,7 @@ class SolverScheduler(SchedulerMixin):
         Exactly one of these says which levels are visited:
         num_inference_steps: how many evaluations, by the rule of the options.
         timesteps: the times of the evaluations as the network is given them, not ascending: integers in [0, T−1]; with
-            `log_snr` real numbers, which end at 1/N.
+            `log_snr` real numbers.
         sigmas: the σ/α of the evaluations (of a flow their σ), positive, not ascending; without `log_snr` only.
 
         mu: with `use_dynamic_shifting`, the shift of this run's flow is exp(mu).
@@ -218,13 +117,17 @@ class SolverScheduler(SchedulerMixin):
                 raise ValueError("mu and sigmas are requests for published grids, which log_snr replaces")
             self._points = self._continuous_points(self._log_snr, num_inference_steps, timesteps, t_start, t_end)
             self.sigmas = torch.exp(-self._log_snr.half_log_snr(self._points))
-            times = self._network_times_of(self._points[:-1])
+            times = self._log_snr.network_time(self._points[:-1]).tolist()
         self._explicit = num_inference_steps is None
         self._coefficient_cache: dict[Any, Any] = {}
         self._plan(times)
-        if self._log_snr is not None and self.config.denoise_to_zero:
-            self._last_point = torch.ones(1) * (1.0 / self._log_snr.steps if t_end is None else t_end)
-            times = [*times, *self._network_times_of(self._last_point)]
+        if self._denoises:
+            assert self._log_snr is not None and self._points is not None
+            end = 1.0 / self._log_snr.steps if t_end is None else t_end
+            self._last_point = self._points[-1:] if self._explicit else torch.ones(1) * end
+            times = [*times, *self._log_snr.network_time(self._last_point).tolist()]
+        if self._log_snr is not None and timesteps is not None:
+            times = [float(time) for time in timesteps]
         self._adopt(times, len(times), device)
         self._coefficients(torch.float32)
 
@@ -246,7 +149,7 @@ class SolverScheduler(SchedulerMixin):
         begin: float | None,
         end: float | None,
     ) -> Tensor:
-        """(n + 1,) the continuous times of every evaluation and of the end."""
+        """The continuous times of the evaluations that begin a step, and of where the last step ends."""
         lowest = 1.0 / schedule.steps if isinstance(schedule, DiscreteLogSnr) else 0.0
         for name, t in (("t_start", begin), ("t_end", end)):
             if t is not None and not (lowest <= t <= schedule.end and t > 0):
@@ -256,12 +159,15 @@ class SolverScheduler(SchedulerMixin):
         last = 1.0 / schedule.steps if end is None else end
         if timesteps is None:
             assert count is not None
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"num_inference_steps={count!r} is not allowed; a whole number, at least 1")
-            return self._spaced_points(schedule, count, schedule.end if begin is None else begin, last)
+            least = 2 if self._denoises else 1
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise ValueError(f"num_inference_steps={count!r} is not allowed; a whole number, at least {least}")
+            steps = count - 1 if self._denoises else count
+            return self._spaced_points(schedule, steps, schedule.end if begin is None else begin, last)
         if begin is not None:
             raise ValueError("t_start cannot be given with timesteps, which begin where they say")
-        points = torch.tensor([*map(float, timesteps), schedule.network_time(torch.tensor(last)).item()])
+        ends = [] if self._denoises else [schedule.network_time(torch.tensor(last)).item()]
+        points = torch.tensor([*map(float, timesteps), *ends])
         if schedule.network_time(points) is not points:
             points = points / 1000.0 + 1.0 / schedule.steps
         if len(points) < 2 or (points[1:] > points[:-1]).any() or not 0 < points[0] <= schedule.end:
@@ -275,11 +181,6 @@ class SolverScheduler(SchedulerMixin):
         """(n + 1,) the times of a grid of n evaluations; a solver that places inner ones otherwise overrides it."""
         return schedule.times(self._skip_type, count, begin, end)
 
-    def _network_times_of(self, points: Tensor) -> list[Time]:
-        assert self._log_snr is not None
-        times: list[Time] = self._log_snr.network_time(points).tolist()
-        return times
-
     def _plan(self, times: list[Time]) -> None:
         """Plan the updates after the evaluations at `times`."""
         raise NotImplementedError
@@ -292,9 +193,10 @@ class SolverScheduler(SchedulerMixin):
         return levels_of_ratios(self.sigmas, dtype, flow=self.config.use_flow_sigmas)
 
     def _last_level(self, dtype: torch.dtype) -> list[tuple[float, float]]:
-        """α and σ of the evaluation that `denoise_to_zero` adds; empty without it."""
-        if self._log_snr is None or not self.config.denoise_to_zero:
+        """α and σ of the last evaluation, which denoises; empty without one."""
+        if not self._denoises:
             return []
+        assert self._log_snr is not None
         levels = self._log_snr.levels(self._last_point, dtype)
         return [(levels.alpha.item(), levels.sigma.item())]
 
@@ -319,63 +221,11 @@ class SolverScheduler(SchedulerMixin):
             raise ValueError("variance_noise is not allowed: only an SDE's algorithm_type draws noise")
         return None
 
-    def _mean(self, model_output: Tensor, sample: Tensor) -> Tensor:
-        """The output without the half of a learned variance."""
-        return model_output if self._channel_factor == 1 else model_output[:, : sample.shape[1]]
-
-    def _denoised(self, output: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """The result of `denoise_to_zero`."""
-        x0 = self._x0(output, x, alpha, sigma)
-        return self._threshold(x0) if self.config.thresholding else x0
-
     def _result(
         self, prev_sample: Tensor, x0: Tensor | None, dtype: torch.dtype, return_dict: bool
     ) -> SchedulerOutput | tuple[Tensor, ...]:
         result = SchedulerOutput(prev_sample.to(dtype), None if x0 is None else x0.to(dtype))
         return result if return_dict else result.to_tuple()
-
-    # --- what the network's output means -----------------------------------------------------------------------------
-
-    def _convert(self, output: Tensor, x: Tensor, alpha: float, sigma: float) -> tuple[Tensor, Tensor | None]:
-        """The output that the solver integrates, x_0 or ε, and x_0 if it is known."""
-        if self._integrates_data:
-            x0 = self._x0(output, x, alpha, sigma)
-            if self.config.thresholding:
-                x0 = self._threshold(x0)
-            return x0, x0
-        epsilon = self._epsilon(output, x, alpha, sigma)
-        if not self.config.thresholding or self._log_snr is not None:
-            return epsilon, None
-        x0 = self._threshold((x - sigma * epsilon) / alpha)
-        return (x - alpha * x0) / sigma, x0
-
-    def _x0(self, output: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        # LuChengTHU's code turns every output into ε first.
-        if self._log_snr is None:
-            if self._prediction is SolverPrediction.SAMPLE:
-                return output
-            if self._prediction is SolverPrediction.V_PREDICTION:
-                return alpha * x - sigma * output
-            if self._prediction is SolverPrediction.FLOW_PREDICTION:
-                return x - sigma * output
-        return (x - sigma * self._epsilon(output, x, alpha, sigma)) / alpha
-
-    def _epsilon(self, output: Tensor, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        if self._prediction is SolverPrediction.EPSILON:
-            return output
-        if self._prediction is SolverPrediction.SAMPLE:
-            return (x - alpha * output) / sigma
-        if self._prediction is SolverPrediction.V_PREDICTION:
-            return alpha * output + sigma * x
-        if self._prediction is SolverPrediction.FLOW_PREDICTION:
-            return x + alpha * output
-        return -sigma * output
-
-    def _threshold(self, x0: Tensor) -> Tensor:
-        config = self.config
-        return dynamic_threshold(
-            x0, config.dynamic_thresholding_ratio, config.sample_max_value, config.sample_min_value
-        )
 
     # --- the forward process -----------------------------------------------------------------------------------------
 
@@ -427,16 +277,3 @@ class SolverScheduler(SchedulerMixin):
         """α and σ at an entry of `timesteps`."""
         levels = self._levels(dtype).at([entry])
         return levels.alpha.item(), levels.sigma.item()
-
-
-_GRID_OPTIONS = ("flow_shift", "final_sigmas_type", "lambda_min_clipped", "timestep_spacing", "steps_offset",
-                 "use_dynamic_shifting")  # fmt: skip
-"""Further options of published grids."""
-
-_CHAIN = ("log_alpha_from", "beta_schedule", "trained_betas", "coefficients", "rescale_betas_zero_snr")
-"""Options of a chain."""
-
-_DEFAULT_COEFFICIENTS = {
-    BetaSchedule.SCALED_LINEAR: Coefficients.COMPVIS,
-    BetaSchedule.SQUAREDCOS_CAP_V2: Coefficients.FLOAT64,
-}

@@ -32,8 +32,8 @@ KNOWN: dict[str, tuple[Any, ...]] = {
 it is made is one it does not offer."""
 
 LEVEL_GRIDS = {"sigma_schedule": (None, "discrete", "karras", "exponential", "polyexponential")}
-"""Options of samplers over noise levels, with their values; but for "vp", whose levels above those of training share one
-time, which then does not tell the level."""
+"""Options of samplers over noise levels, with their values, but for "vp": its levels above those of training share one
+time, which does not tell them apart."""
 
 FLOWS = {
     "flow_grid": (None, "sd3.5", "flux"),
@@ -46,7 +46,7 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
     "CMStochasticIterativeScheduler": {"sampler": ("multistep", "onestep")},
     "DPMSolverMultistepScheduler": {
         "solver_type": ("midpoint", "heun"),
-        "sample_max_value": (1.0, 3.0),
+        "sample_max_value": (1.0, None),
         "log_snr": (None, "discrete_clipped", "linear"),
         "skip_type": (None, "logSNR", "time_quadratic"),
         "log_alpha_from": (None, "alphas_cumprod"),
@@ -55,7 +55,7 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
     "DPMSolverMultistepInverseScheduler": {"solver_type": ("midpoint", "heun")},
     "DPMSolverSinglestepScheduler": {
         "solver_type": ("midpoint", "heun"),
-        "sample_max_value": (1.0, 3.0),
+        "sample_max_value": (1.0, None),
         "log_snr": (None, "discrete_clipped", "linear"),
         "skip_type": (None, "logSNR", "time_quadratic"),
         "log_alpha_from": (None, "alphas_cumprod"),

@@ -154,8 +154,9 @@ def noise_can_be_given(subject: SchedulerUnderTest, given: Given) -> None:
         raise NotApplicable("the seed does not change the result")
     scheduler = subject.prepared(STEPS, **config)
     run = full_run(subject, scheduler, seed, step_options=options)
-    scheduler = subject.prepared(STEPS, **config)
-    for index in (0, len(scheduler.timesteps) - 2):
+    for index in (0, len(run.samples) - 2):
+        scheduler = subject.prepared(STEPS, **config)
+        subject.run(scheduler, run.inputs[0], None, generator=generators(seed), stop=index, step_options=options)
         drawn = torch.randn(SHAPE, generator=generators(seed))
         given.note("step", {**options, "index": index})
         output, timestep, x = run.outputs[index], scheduler.timesteps[index], run.inputs[index]
