@@ -41,12 +41,15 @@ if TYPE_CHECKING:
     from diffusers_ref.pipeline import DiffusionPipeline as DiffusionPipeline
     from diffusers_ref.pipelines.ddim.pipeline import DDIMPipeline as DDIMPipeline
     from diffusers_ref.pipelines.ddpm.pipeline import DDPMPipeline as DDPMPipeline
+    from diffusers_ref.pipelines.karras_ve.pipeline import KarrasVePipeline as KarrasVePipeline
     from diffusers_ref.pipelines.pndm.pipeline import PNDMPipeline as PNDMPipeline
     from diffusers_ref.pipelines.score_sde_ve.pipeline import ScoreSdeVePipeline as ScoreSdeVePipeline
     from diffusers_ref.pipelines.score_sde_vp.pipeline import ScoreSdeVpPipeline as ScoreSdeVpPipeline
     from diffusers_ref.schedulers.consistency import CMStochasticIterativeScheduler as CMStochasticIterativeScheduler
     from diffusers_ref.schedulers.ddim import DDIMScheduler as DDIMScheduler
     from diffusers_ref.schedulers.ddpm import DDPMScheduler as DDPMScheduler
+    from diffusers_ref.schedulers.deis import DEISMultistepScheduler as DEISMultistepScheduler
+    from diffusers_ref.schedulers.deis_runge_kutta import DEISRungeKuttaScheduler as DEISRungeKuttaScheduler
     from diffusers_ref.schedulers.dpm_adaptive import DPMAdaptiveScheduler as DPMAdaptiveScheduler
     from diffusers_ref.schedulers.dpm_fast import DPMFastScheduler as DPMFastScheduler
     from diffusers_ref.schedulers.dpm_solver_multistep import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
         FlowMatchHeunDiscreteScheduler as FlowMatchHeunDiscreteScheduler,
     )
     from diffusers_ref.schedulers.heun_discrete import HeunDiscreteScheduler as HeunDiscreteScheduler
+    from diffusers_ref.schedulers.ipndm import IPNDMScheduler as IPNDMScheduler
     from diffusers_ref.schedulers.k_dpm_2_ancestral_discrete import (
         KDPM2AncestralDiscreteScheduler as KDPM2AncestralDiscreteScheduler,
     )

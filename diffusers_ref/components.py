@@ -23,6 +23,9 @@ from diffusers_ref.sources import LoadingError, Source, check_entry_name
 OWN_LIBRARIES = ("diffusers", "diffusers_ref")
 """Libraries that mean this package. HF diffusers' name stands for it, so that folders move both ways."""
 
+DEPRECATED_LIBRARY = "deprecated"
+"""What HF diffusers writes for classes of its own that it keeps in folders of this name."""
+
 # Names under which transformers once had a class, and today's.
 RENAMED_TRANSFORMERS_CLASSES = {
     "BeitFeatureExtractor": "BeitImageProcessor",
@@ -48,7 +51,7 @@ def find_class(library: str, class_name: str, pipeline_class: type | None = None
         return _find_transformers_class(class_name)
     module = registry.MODULE_OF_CLASS.get(class_name)
     folders = sorted({each.split(".")[2] for each in registry.CLASSES["model_index.json"].values()})
-    if library not in (*OWN_LIBRARIES, *folders):
+    if library not in (*OWN_LIBRARIES, DEPRECATED_LIBRARY, *folders):
         beside = getattr(sys.modules.get(pipeline_class.__module__), class_name, None) if pipeline_class else None
         if isinstance(beside, type) and pipeline_class and beside.__module__ == pipeline_class.__module__:
             return beside

@@ -15,6 +15,8 @@ CLASSES: dict[str, dict[str, str]] = {
         "CMStochasticIterativeScheduler": "diffusers_ref.schedulers.consistency",
         "DDIMScheduler": "diffusers_ref.schedulers.ddim",
         "DDPMScheduler": "diffusers_ref.schedulers.ddpm",
+        "DEISMultistepScheduler": "diffusers_ref.schedulers.deis",
+        "DEISRungeKuttaScheduler": "diffusers_ref.schedulers.deis_runge_kutta",
         "DPMAdaptiveScheduler": "diffusers_ref.schedulers.dpm_adaptive",
         "DPMFastScheduler": "diffusers_ref.schedulers.dpm_fast",
         "DPMPP2MSDEScheduler": "diffusers_ref.schedulers.dpmpp_2m_sde",
@@ -33,6 +35,7 @@ CLASSES: dict[str, dict[str, str]] = {
         "FlowMatchEulerDiscreteScheduler": "diffusers_ref.schedulers.flow_match_euler",
         "FlowMatchHeunDiscreteScheduler": "diffusers_ref.schedulers.flow_match_heun",
         "HeunDiscreteScheduler": "diffusers_ref.schedulers.heun_discrete",
+        "IPNDMScheduler": "diffusers_ref.schedulers.ipndm",
         "KDPM2AncestralDiscreteScheduler": "diffusers_ref.schedulers.k_dpm_2_ancestral_discrete",
         "KDPM2DiscreteScheduler": "diffusers_ref.schedulers.k_dpm_2_discrete",
         "KarrasVeScheduler": "diffusers_ref.schedulers.karras_ve",
@@ -50,6 +53,7 @@ CLASSES: dict[str, dict[str, str]] = {
     "model_index.json": {
         "DDIMPipeline": "diffusers_ref.pipelines.ddim.pipeline",
         "DDPMPipeline": "diffusers_ref.pipelines.ddpm.pipeline",
+        "KarrasVePipeline": "diffusers_ref.pipelines.karras_ve.pipeline",
         "PNDMPipeline": "diffusers_ref.pipelines.pndm.pipeline",
         "ScoreSdeVePipeline": "diffusers_ref.pipelines.score_sde_ve.pipeline",
         "ScoreSdeVpPipeline": "diffusers_ref.pipelines.score_sde_vp.pipeline",
@@ -62,6 +66,7 @@ MODULE_OF_CLASS: dict[str, str] = {name: module for kind in CLASSES.values() for
 # Classes that HF diffusers does not have under the same name: folders name them with the library "diffusers_ref".
 ONLY_HERE: frozenset[str] = frozenset(
     {
+        "DEISRungeKuttaScheduler",
         "DPMAdaptiveScheduler",
         "DPMFastScheduler",
         "DPMPP2MSDEScheduler",

@@ -35,7 +35,7 @@ class ReferenceImplementation(Implementation):
         "moves the generator only, as the authors' last draw is not used",
         **{
             f"contract/{name}/batch_equals_singles": "Langevin step sizes follow from norms averaged over the batch"
-            for name in ("ScoreSdeVeScheduler", "ScoreSdeVpScheduler")
+            for name in ("ScoreSdeVeScheduler", "ScoreSdeVpScheduler", "ScoreSdeVePipeline")
         },
         "contract/ScoreSdeVeScheduler/inputs_have_unit_variance": "networks of score SDEs are given the sample as it is",
         **{
@@ -45,10 +45,8 @@ class ReferenceImplementation(Implementation):
             for contract in ("steps_land_on_their_levels", "runs_end_at_the_data")
             if (name, contract) != ("ScoreSdeVeScheduler", "runs_end_at_the_data")
         },
-        "contract/KDPM2AncestralDiscreteScheduler/timesteps_descend_within_training": "the level between lies near the "
-        "next level, to which noise then returns, and by rounding or for another eta below it",
-        "contract/KDPM2AncestralDiscreteScheduler/reported_x0_is_the_belief": "where a level falls by more than float32 "
-        "resolves (squaredcos_cap_v2), the original's level between is another one in float64",
+        "contract/KDPM2AncestralDiscreteScheduler/timesteps_descend_within_training": "the level between lies at the "
+        "next one, to which noise returns; of use_karras_sigmas published classes round the times but for those between",
         "contract/ScoreSdeVeScheduler/limits_hold_in_the_result": "the last level is σ(ε), a little above the σ_1 that the "
         "last step takes off",
     }

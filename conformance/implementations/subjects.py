@@ -20,8 +20,29 @@ TINY_UNET = {
     "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
     "layers_per_block": 1,
 }
+TINY_NCSNPP = {
+    "sample_size": 8,
+    "nf": 8,
+    "ch_mult": (1, 2),
+    "num_res_blocks": 1,
+    "attn_resolutions": (4,),
+    "progressive": "output_skip",
+    "progressive_input": "residual",
+    "fir": True,
+    "embedding_type": "fourier",
+    "scale_by_sigma": True,
+}
+NETWORKS: dict[str, dict[str, Any]] = {"UNet2DModel": TINY_UNET, "NCSNppModel": TINY_NCSNPP}
 TRAIN_TIMESTEPS = 100  # of the pipelines' schedulers
-PIPELINES = {"DDPMPipeline": "DDPMScheduler", "DDIMPipeline": "DDIMScheduler", "PNDMPipeline": "PNDMScheduler"}
+# At the noise of 1348 where its schedule begins, a network that is not divided by the noise level overflows half types.
+SCHEDULER_OPTIONS: dict[str, dict[str, Any]] = {"ScoreSdeVeScheduler": {"sigma_max": 5.0}}
+PIPELINES = {
+    "DDPMPipeline": "DDPMScheduler",
+    "DDIMPipeline": "DDIMScheduler",
+    "PNDMPipeline": "PNDMScheduler",
+    "ScoreSdeVePipeline": "ScoreSdeVeScheduler",
+    "ScoreSdeVpPipeline": "ScoreSdeVpScheduler",
+}
 
 
 def scheduler_subjects(library: Any, names: Iterable[str], arguments: dict[str, dict[str, Any]]) -> Subjects:
@@ -35,18 +56,20 @@ def scheduler_subjects(library: Any, names: Iterable[str], arguments: dict[str, 
 
 
 def image_subjects(library: Any) -> Subjects:
-    """A small UNet2DModel, and the unconditional pipelines with it."""
+    """Small networks, and the unconditional pipelines with a UNet2DModel."""
 
-    def unet() -> Any:
+    def network(name: str, config: dict[str, Any]) -> Any:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            return library.UNet2DModel(**TINY_UNET).eval()
+            return getattr(library, name)(**config).eval()
 
     def pipeline(name: str) -> Any:
-        scheduler = getattr(library, PIPELINES[name])(num_train_timesteps=TRAIN_TIMESTEPS)
-        made = getattr(library, name)(unet=unet(), scheduler=scheduler)
+        cls = PIPELINES[name]
+        scheduler = getattr(library, cls)(num_train_timesteps=TRAIN_TIMESTEPS, **SCHEDULER_OPTIONS.get(cls, {}))
+        made = getattr(library, name)(unet=network("UNet2DModel", TINY_UNET), scheduler=scheduler)
         made.set_progress_bar_config(disable=True)
         return made
 
     pipelines = {name: partial(pipeline, name) for name in sorted(PIPELINES) if hasattr(library, name)}
-    return {"UNet2DModel": unet, **pipelines}
+    networks = {name: partial(network, name, config) for name, config in NETWORKS.items() if hasattr(library, name)}
+    return {**networks, **pipelines}

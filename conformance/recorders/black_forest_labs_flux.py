@@ -83,7 +83,7 @@ def run(
 
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """1 to many steps; shifted by image size, by other ends, and not; from noise and from an image."""
-    for steps, tokens in ((1, 256), (2, 4096), (3, 1024), (6, 4032), (28, 4096), (50, 16)):
+    for steps, tokens in ((1, 256), (2, 4096), (3, 1024), (28, 4096), (50, 16)):
         yield _case(code, Schedule(steps, tokens))
     yield _case(code, Schedule(4, None))
     yield _case(code, Schedule(8, 1500, options={"base_shift": 0.3, "max_shift": 1.6}))

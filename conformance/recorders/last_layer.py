@@ -17,9 +17,7 @@ from conformance.recorders.networks import Network
 IMAGES = 64
 RIDGE = 1e-3
 
-Examples = Callable[
-    [torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-]
+Examples = Callable[[torch.Tensor, torch.Tensor, torch.Generator], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 """(images in [-1, 1], noise, generator) -> (the network's inputs, times (B,), what its last layer should put out)."""
 
 

@@ -59,6 +59,7 @@ class TorchNetwork:
         last_layer: module path of the last convolution.
         embedding: the original's sinusoidal embedding of times (n,), in float32.
         call: how the original is called with (module, x, t); by default module(x, t).
+        tapped: of module paths, whether outputs are observed; by default all are.
     """
 
     rule = "philox-uniform/torch"
@@ -70,12 +71,14 @@ class TorchNetwork:
         last_layer: str,
         embedding: Callable[[torch.Tensor], torch.Tensor],
         call: Callable[[torch.nn.Module, torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+        tapped: Callable[[str], bool] = bool,
     ) -> None:
         self.module = build().eval()
         self.last_layer = f"{last_layer}.weight", f"{last_layer}.bias"
         self._last, self._lift = last_layer, lift
         self._embedding = embedding
         self._call = call or (lambda module, x, t: module(x, t))
+        self._tapped = tapped
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in self.module.state_dict().items()}
@@ -131,7 +134,7 @@ class TorchNetwork:
 
             return hook
 
-        hooks = [m.register_forward_hook(keep(name)) for name, m in self.module.named_modules() if name]
+        hooks = [m.register_forward_hook(keep(name)) for name, m in self.module.named_modules() if self._tapped(name)]
         try:
             return self(x, t, embedding), sketches
         finally:

@@ -116,7 +116,7 @@ def _case(code: SimpleNamespace, suffix: str, asked: Sampling) -> SchedulerCase:
         **asked.levels,
     }
     request: dict[str, Any] = {"num_inference_steps": 1} if asked.ts is None else {"ts": list(asked.ts)}
-    if asked.ts is not None and asked.ts[-1] == asked.steps - 1:  # The same in published terms.
+    if asked.ts is not None and len(asked.ts) > 2 and asked.ts[-1] == asked.steps - 1:  # The same in published terms.
         request = {"timesteps": list(asked.ts[-2::-1])}
     clipped = "" if asked.clip_denoised else "-unclipped"
     return SchedulerCase(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -55,7 +56,7 @@ def config(
 ) -> dict[str, Any]:  # fmt: skip
     """A configuration. VE: images in [0, 1], the output divided by σ, Fourier features if continuous."""
     ve = sde == "vesde"
-    common = {"sigma_min": 0.01, "sigma_max": 50, "num_scales": 1000, "beta_min": 0.1, "beta_max": 20.0,
+    common: dict[str, Any] = {"sigma_min": 0.01, "sigma_max": 50, "num_scales": 1000, "beta_min": 0.1, "beta_max": 20.0,
               "scale_by_sigma": ve}  # fmt: skip
     if model["name"] == "ncsnpp":
         common["embedding_type"] = "fourier" if ve and continuous else "positional"
@@ -114,13 +115,16 @@ def network(code: SimpleNamespace, config: dict[str, Any]) -> TorchNetwork:
     def embedding(t: torch.Tensor) -> torch.Tensor:
         if not fourier:
             return code.layers.get_timestep_embedding(t, config["model"]["nf"])
-        projection = made.module.all_modules[0]
+        projection = probe.all_modules[0]
         return type(projection).forward(SimpleNamespace(W=projection.W.to(t.dtype)), torch.log(t))
 
-    probe = build()
+    probe: Any = build()
     last = max(number for number, module in enumerate(probe.all_modules) if isinstance(module, torch.nn.Conv2d))
-    made = TorchNetwork(lambda: probe, partial(lifted, code), f"all_modules.{last}", embedding, call)
-    return made
+    # Its blocks have many parts; one look at each block says where a network leaves this one.
+    blocks = re.compile(r"all_modules\.\d+").fullmatch
+    return TorchNetwork(
+        lambda: probe, partial(lifted, code), f"all_modules.{last}", embedding, call, lambda path: bool(blocks(path))
+    )
 
 
 # --- cases -----------------------------------------------------------------------------------------------------------
@@ -137,27 +141,25 @@ def network_cases(
     """
     case = partial(_model, code)
     labels, levels = (3.0, 977.0), (0.7, 1.9)
-    yield case("ncsnpp-ve", config("vesde", NCSNPP), levels)
+    yield case("ncsnpp-ve", config("vesde", NCSNPP, 8), levels)
     deep = {**NCSNPP, "ch_mult": [1, 2, 2], "num_res_blocks": 3, "attn_resolutions": [4]}
     yield case("ncsnpp-ve-deep", config("vesde", deep, 8), levels)
-    yield case("ncsnpp-ve-pyramids", config("vesde", {**NCSNPP, **PYRAMIDS, "ch_mult": [1, 1, 2]}), levels)
     published = {**NCSNPP, **PYRAMIDS, "nf": 16, "ch_mult": [1, 2, 8], "attn_resolutions": [4]}
     yield case("ncsnpp-ve-published", config("vesde", published), levels, cls="UNet2DModel")
     yield case("ncsnpp-ve-labels", config("vesde", NCSNPP, 8, continuous=False), labels)
-    yield case("ncsnpp-vp", config("vpsde", NCSNPP), labels)
-    yield case("ddpmpp-vp", config("vpsde", {**NCSNPP, **DDPMPP}), labels)
+    yield case("ddpmpp-vp", config("vpsde", {**NCSNPP, **DDPMPP}, 8), labels)
     cat = {**NCSNPP, **PYRAMIDS, "progressive_combine": "cat", "skip_rescale": False, "fir_kernel": [1, 2, 1],
            "nonlinearity": "elu"}  # fmt: skip
     yield case("ncsnpp-cat", config("vpsde", cat, 8), labels)
     blocks = {**NCSNPP, "resblock_type": "ddpm", "resamp_with_conv": False, "nonlinearity": "lrelu"}
     yield case("ncsnpp-ddpm-blocks", config("vesde", blocks, 8), levels)
-    yield case("ddpm-ve", config("vesde", DDPM, continuous=False), labels)
+    yield case("ddpm-ve", config("vesde", DDPM, 8, continuous=False), labels)
 
     pipeline = partial(_pipeline, code, sampler, sampler_lifted)
     # With less noise at the beginning than the official schedules a synthetic network stays in range.
     small = {**NCSNPP, "attn_resolutions": [4], "sigma_max": 0.5, "beta_max": 5.0}
-    yield pipeline("ve-langevin-7", config("vesde", small, 8), 7)
-    yield pipeline("vp-euler-maruyama-12", config("vpsde", {**small, **DDPMPP}, 8), 12)
+    yield pipeline("ve-langevin-5", config("vesde", small, 8), 5)
+    yield pipeline("vp-euler-maruyama-9", config("vpsde", {**small, **DDPMPP}, 8), 9)
 
     full = {"tier": "full"}
     plus, deeper = {**NCSNPP, **OFFICIAL}, {**NCSNPP, **OFFICIAL, "num_res_blocks": 8}
@@ -240,7 +242,7 @@ def _pipeline(
         integers=lambda x: (inverse_scaler(x) * 255.0).clamp(0, 255).byte(),  # run_lib.py
         examples=_noise_levels(**options) if ve else variance_preserving(_vp_alphas(**options)),
         shape=(3, size, size),
-        batch=1 if tier == "full" else 2,
+        batch=2 if ve and tier == "default" else 1,
         call={"num_inference_steps": steps},
         functions=("models/ncsnpp.py:NCSNpp", "sampling.py:get_pc_sampler", "models/utils.py:get_score_fn",
                    "run_lib.py:train"),

@@ -171,7 +171,8 @@ class SchedulerReplay:
 
     def forced(self, dtype: torch.dtype) -> Trajectory:
         """Each step alone: recorded inputs and network outputs go in."""
-        inputs, outputs = self._state(self.recorded["inputs"], dtype), self._place(self.recorded["outputs"], dtype)
+        inputs = self._state(self.recorded["inputs"], dtype)
+        outputs = self._place(self.recorded["outputs"], self._answers_in(dtype))
         return self._run(dtype, lambda call, sample, scaled, t: (inputs[call], outputs[call]))
 
     def closed(self, dtype: torch.dtype) -> Trajectory:
@@ -179,7 +180,12 @@ class SchedulerReplay:
         return self._run(dtype, self._answer(dtype))
 
     def _answer(self, dtype: torch.dtype) -> Feed:
-        return lambda call, sample, scaled, t: (sample, self.network(scaled.to(dtype), t))
+        answers_in = self._answers_in(dtype)
+        return lambda call, sample, scaled, t: (sample, self.network(scaled.to(answers_in), t))
+
+    def _answers_in(self, dtype: torch.dtype) -> torch.dtype:
+        """The network's dtype: `dtype`, or float64 where the original's own network is in float64."""
+        return self.recorded["outputs"].dtype if dtype == torch.float32 else dtype
 
     def seeded(self, free: Trajectory) -> tuple[Trajectory, Trajectory, bool]:
         """The closed loop in float32 with a seeded generator; the same with that generator's draws handed in, in the

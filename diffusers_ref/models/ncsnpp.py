@@ -204,7 +204,8 @@ class NCSNppModel(ModelMixin):
             step: dict[str, Any] = {}
             if level < levels - 1:
                 if resblock_type == "biggan":
-                    step["resnet_down"] = resnet(width, width, FirDownsample2D(fir_kernel) if fir else MeanDownsample2D())
+                    mean = FirDownsample2D(fir_kernel) if fir else MeanDownsample2D()
+                    step["resnet_down"] = resnet(width, width, mean)
                 else:
                     step["downsampler"] = half(width) if resamp_with_conv else half()
                 if progressive_input == "input_skip":
@@ -309,6 +310,7 @@ class NCSNppModel(ModelMixin):
         if self.config.embedding_type == "fourier":
             return times
         labels = times.long()
-        if labels.device.type == "cpu" and ((labels < 0) | (labels >= len(self.sigmas))).any():
-            raise ValueError(f"the time chooses one of {len(self.sigmas)} noise levels (num_scales), got {times.tolist()}")
+        count = len(self.sigmas)
+        if labels.device.type == "cpu" and ((labels < 0) | (labels >= count)).any():
+            raise ValueError(f"timestep must choose one of {count} noise levels (num_scales), got {times.tolist()}")
         return self.sigmas.to(labels.device)[labels]

@@ -1,9 +1,9 @@
 """The levels of NCSN++ and DDPM++, beside whose path a pyramid of images can run.
 
 Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv:2011.13456, appendix H);
-the pyramids are those of Karras et al. (arXiv:1912.04958, figure 7). On the way down the pyramid is the input, resampled
-level by level; on the way up it gathers the output. `UNet2DModel` has the levels that HF diffusers publishes under the
-names `SkipDownBlock2D` and so on; `NCSNppModel` has all of them. Attribute names are those of published state dicts.
+the pyramids are those of Karras et al. (arXiv:1912.04958, figure 7). On the way down the pyramid is the input,
+resampled level by level; on the way up it gathers the output. `UNet2DModel` has the levels that HF diffusers publishes
+under the names `SkipDownBlock2D` and so on, `NCSNppModel` has all. Attribute names are those of published state dicts.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class PyramidUpBlock(nn.Module):
         return h, pyramid
 
 
-# --- the levels that HF diffusers publishes: BigGAN blocks, FIR filters, skips on both ways, sums divided by √2 --------
+# --- the levels that HF diffusers publishes: BigGAN blocks, FIR filters, skips on both ways, sums divided by √2 ------
 
 
 def skip_down_block(

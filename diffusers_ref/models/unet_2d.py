@@ -2,8 +2,9 @@
 
 Ho et al., "Denoising Diffusion Probabilistic Models" (arXiv:2006.11239), appendix B; Nichol & Dhariwal, "Improved
 Denoising Diffusion Probabilistic Models" (arXiv:2102.09672), appendix A; with levels of another kind the NCSN++ of Song
-et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv:2011.13456). Arguments, defaults and state-dict keys are
-those of HF diffusers' `UNet2DModel`; the options that it does not have are named in `convention_options`.
+et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv:2011.13456). Arguments,
+defaults and state-dict keys are those of HF diffusers' `UNet2DModel`; the options that it does not have are named in
+`convention_options`.
 """
 
 from __future__ import annotations
@@ -85,8 +86,8 @@ class UNet2DModel(ModelMixin):
         dropout: probability, inside residual blocks.
         act_fn: "silu" (alias "swish"), "mish", "gelu" or "relu", in the residual blocks; elsewhere it is always silu.
         attention_head_dim: channels per attention head; None: one head.
-        norm_num_groups: of every group norm but those of NCSN++'s levels; None, if all levels are of these: a quarter of
-            the channels, at most 32.
+        norm_num_groups: of every group norm but those of NCSN++'s levels; None, if all levels are of these: a quarter
+            of the channels, at most 32.
         norm_eps: of every group norm.
         attn_norm_num_groups: groups in front of the middle's attention; None: norm_num_groups with
             resnet_time_scale_shift="default", else no norm there.
@@ -343,7 +344,7 @@ class UNet2DModel(ModelMixin):
 
     @classmethod
     def rename_keys(cls, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The keys of older checkpoints under today's names: attention as query, key, value, proj_attn; `time_proj.W`."""
+        """Keys of older checkpoints under today's names: query, key, value, proj_attn of attention; time_proj.W."""
         if "time_proj.W" in state:  # Published twice, or under this name alone.
             state = dict(state)
             frequencies = state.pop("time_proj.W")

@@ -84,12 +84,12 @@ NAMES = tuple(_FILES)
 
 
 def official_config(name: str) -> dict[str, Any] | None:
-    """The configuration of that name ("ve/cifar10_ncsnpp_continuous"), in the file's own sections; None if none has it."""
+    """The configuration of that name, such as "ve/cifar10_ncsnpp_continuous", in the file's own sections, or None."""
     if name not in _FILES:
         return None
     dataset, network, changes, predictor, continuous = _FILES[name]
     sde = name.split("/")[0]
-    model = {"sigma_min": 0.01, "beta_min": 0.1, "beta_max": 20.0, "scale_by_sigma": sde == "ve"}
+    model: dict[str, Any] = {"sigma_min": 0.01, "beta_min": 0.1, "beta_max": 20.0, "scale_by_sigma": sde == "ve"}
     if network["name"] == "ncsnpp":
         model["embedding_type"] = "fourier" if sde == "ve" and continuous else "positional"
     return {

@@ -109,7 +109,9 @@ MODELS = {
 }
 
 # Options of `model` that the networks do not depend on, once they are trained; DDPM's files set some of NCSN++'s too.
-_TRAINING_ONLY = ("ema_rate", "normalization", "init_scale", "fourier_scale", "conv_size", "attention_type", "sigma_begin")
+_TRAINING_ONLY = (
+    *("ema_rate", "normalization", "init_scale", "fourier_scale", "conv_size", "attention_type", "sigma_begin"),
+)
 IGNORED = {"ncsnpp": _TRAINING_ONLY, "ddpm": (*_TRAINING_ONLY, *(MODELS["ncsnpp"].keys() - MODELS["ddpm"].keys()))}
 
 
@@ -146,7 +148,7 @@ def parse_config(source: str | os.PathLike[str] | Mapping[str, Any]) -> dict[str
 
 def _network(config: Mapping[str, Any]) -> NCSNppNetwork:
     model, data = dict(config["model"]), config["data"]
-    options = {
+    options: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in model.items()
         if name not in ("name", "beta_min", "beta_max")

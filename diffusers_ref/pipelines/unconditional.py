@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
@@ -20,6 +21,7 @@ from diffusers_ref.sources import PathOrName
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from diffusers_ref.models.ncsnpp import NCSNppModel
     from diffusers_ref.models.unet_2d import UNet2DModel
 
 LEARNED_VARIANCES = ("learned", "learned_range")
@@ -48,7 +50,7 @@ class SamplingOptions(ContinuousSamplingOptions, total=False):
 
 
 class UnconditionalImagePipeline(DiffusionPipeline):
-    """Images out of noise, by a UNet2DModel in pixel space.
+    """Images out of noise, by a network in pixel space.
 
     unet: the network; it predicts what the scheduler's `prediction_type` says.
     scheduler: the sampler.
@@ -63,10 +65,12 @@ class UnconditionalImagePipeline(DiffusionPipeline):
     scheduler_class: ClassVar[type[SchedulerMixin]]
     """The scheduler that `from_single_file` makes."""
 
-    unet: UNet2DModel
+    unet: UNet2DModel | NCSNppModel
     scheduler: Any
 
-    def __init__(self, unet: UNet2DModel, scheduler: SchedulerMixin, pixel_rounding: str = "half_even") -> None:
+    def __init__(
+        self, unet: UNet2DModel | NCSNppModel, scheduler: SchedulerMixin, pixel_rounding: str = "half_even"
+    ) -> None:
         if not isinstance(unet, torch.nn.Module):
             raise TypeError(f"unet must be a network, not {type(unet).__name__}")
         self.register_modules(unet=unet, scheduler=scheduler)
@@ -152,21 +156,39 @@ class UnconditionalImagePipeline(DiffusionPipeline):
         labels = self._labels(class_labels, x)
         channels = x.shape[1]
         keeps_variance = scheduler.config.get("variance_type") in LEARNED_VARIANCES
+        add_noise_to_input = getattr(scheduler, "add_noise_to_input", None)
 
-        for index, t in enumerate(self.progress_bar(scheduler.timesteps, total=len(scheduler.timesteps))):
+        total = len(scheduler.timesteps) if hasattr(scheduler.timesteps, "__len__") else None  # None: adaptive
+        if "generator" in inspect.signature(type(scheduler).step).parameters:  # Some samplers draw nothing.
+            step_options = {**step_options, "generator": generator}
+
+        for index, t in enumerate(self.progress_bar(scheduler.timesteps, total=total)):
+            if add_noise_to_input is not None:
+                x = add_noise_to_input(x, t, generator=generator)
+
             # Network output: epsilon, x_0, v, or x_{t-1}
-            model_input = scheduler.scale_model_input(x, t)
+            model_input = self._model_input(x, t)
             output = unet(model_input, scheduler.network_timestep(t), class_labels=labels).sample
             if output.shape[1] == 2 * channels and not keeps_variance:
                 output = output[:, :channels]  # A network that learned variances, in a sampler that has its own.
 
             # x_t -> x_{t-1}
-            x = scheduler.step(output, t, x, generator=generator, **step_options).prev_sample
+            x = scheduler.step(output, t, x, **step_options).prev_sample
             if callback_on_step_end is not None:
                 x = _replaced(x, callback_on_step_end(self, index, t, {"sample": x}))
 
         images = postprocess(x, output_type, self.pixel_rounding, centered=self.centered)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _model_input(self, x: Tensor, t: Tensor) -> Tensor:
+        """What the network is given for x: (B, C, H, W)."""
+        model_input: Tensor = self.scheduler.scale_model_input(x, t)
+        return model_input
+
+    @property
+    def _state_dtype(self) -> torch.dtype:
+        """Of x."""
+        return self.dtype
 
     def _first_sample(self, batch_size: int, generator: Generators, given: Tensor | None) -> Tensor:
         """x_T: (B, C, H, W), standard normal numbers or the given tensor."""
@@ -178,7 +200,7 @@ class UnconditionalImagePipeline(DiffusionPipeline):
                 raise ValueError("the network's config names no sample_size; give x_T as sample=, or load it with one")
             height, width = (size, size) if isinstance(size, int) else size
             shape = (batch_size, self.unet.config.in_channels, height, width)
-            return self.scheduler.init_noise_sigma * randn(shape, generator, self.device, self.dtype)
+            return self.scheduler.init_noise_sigma * randn(shape, generator, self.device, self._state_dtype)
         if not isinstance(given, Tensor):
             raise TypeError(f"x_T must be a tensor, not {type(given).__name__}")
         if given.ndim != 4 or given.shape[1] != self.unet.config.in_channels or batch_size not in (1, given.shape[0]):
@@ -186,7 +208,7 @@ class UnconditionalImagePipeline(DiffusionPipeline):
                 f" with B = {batch_size}" if batch_size != 1 else ""
             )
             raise ValueError(f"x_T has the shape {tuple(given.shape)}; allowed: {wanted}")
-        return given.to(self.device, self.dtype)
+        return given.to(self.device, self._state_dtype)
 
     def _labels(self, class_labels: Tensor | Sequence[int] | int | None, x: Tensor) -> Tensor | None:
         """(B,) class labels on the device of `x`."""

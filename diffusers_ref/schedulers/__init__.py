@@ -5,6 +5,8 @@ from __future__ import annotations
 from diffusers_ref.schedulers.consistency import CMStochasticIterativeScheduler
 from diffusers_ref.schedulers.ddim import DDIMScheduler
 from diffusers_ref.schedulers.ddpm import DDPMScheduler
+from diffusers_ref.schedulers.deis import DEISMultistepScheduler
+from diffusers_ref.schedulers.deis_runge_kutta import DEISRungeKuttaScheduler
 from diffusers_ref.schedulers.dpm_adaptive import DPMAdaptiveScheduler
 from diffusers_ref.schedulers.dpm_fast import DPMFastScheduler
 from diffusers_ref.schedulers.dpm_solver_multistep import DPMSolverMultistepScheduler
@@ -23,6 +25,7 @@ from diffusers_ref.schedulers.flow_match_dpmpp_2m import FlowMatchDPMPP2MSchedul
 from diffusers_ref.schedulers.flow_match_euler import FlowMatchEulerDiscreteScheduler
 from diffusers_ref.schedulers.flow_match_heun import FlowMatchHeunDiscreteScheduler
 from diffusers_ref.schedulers.heun_discrete import HeunDiscreteScheduler
+from diffusers_ref.schedulers.ipndm import IPNDMScheduler
 from diffusers_ref.schedulers.k_dpm_2_ancestral_discrete import KDPM2AncestralDiscreteScheduler
 from diffusers_ref.schedulers.k_dpm_2_discrete import KDPM2DiscreteScheduler
 from diffusers_ref.schedulers.karras_ve import KarrasVeScheduler
@@ -38,6 +41,8 @@ __all__ = [
     "CMStochasticIterativeScheduler",
     "DDIMScheduler",
     "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DEISRungeKuttaScheduler",
     "DPMAdaptiveScheduler",
     "DPMFastScheduler",
     "DPMPP2MSDEScheduler",
@@ -56,6 +61,7 @@ __all__ = [
     "FlowMatchEulerDiscreteScheduler",
     "FlowMatchHeunDiscreteScheduler",
     "HeunDiscreteScheduler",
+    "IPNDMScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",
     "KarrasVeScheduler",

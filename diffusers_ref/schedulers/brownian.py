@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from diffusers_ref.random import Generators
+from diffusers_ref.schedulers.sigma_scheduler import SigmaScheduler
 
 NoiseSampler = Callable[[Tensor, Tensor], Tensor]
 """noise(σ, σ'): the increment on the way from σ to σ', with the sample's shape; σ and σ' are () tensors on the CPU."""
@@ -65,58 +66,75 @@ class BrownianTreeNoiseSampler:
         return self
 
 
-class Increments:
-    """Where a stochastic sampler over noise levels takes its noise from.
+class BrownianScheduler(SigmaScheduler):
+    """A sampler whose noise is increments of a Brownian path.
 
-    The first of these that there is: `variance_noise`; a noise sampler given to the step or to `set_timesteps`; the
-    Brownian tree of the seeds in the configuration; a generator, from which independent increments are drawn; at last,
-    as in k-diffusion, a Brownian tree whose seed is drawn from torch's global generator.
+    Where a step takes its noise from: the first of these that there is. `variance_noise`, the increment itself; a
+    `noise_sampler`, given to the step or to `set_timesteps`; the Brownian tree of the option `noise_sampler_seed`; a
+    `generator`, from which independent increments are drawn; at last, as in k-diffusion, a Brownian tree whose seed is
+    drawn from torch's global generator.
 
-    seed: in the configuration; None for none.
+    Option of every such class:
+        noise_sampler_seed: the seed of the tree, or one for each sample of the batch.
     """
 
-    def __init__(self, seed: Seed) -> None:
-        self._seed = seed
+    _noise_sampler: NoiseSampler | None
+    _tree: NoiseSampler | None
 
-    def begin(self, sigmas: Tensor, noise_sampler: NoiseSampler | None) -> None:
-        """Begin on the levels `sigmas` (n + 1,), with the noise sampler that `set_timesteps` was given, if any."""
-        self._sigmas = sigmas
-        self._given = noise_sampler
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin a new run on the same levels: a new path, unless its seeds are in the configuration."""
-        self._tree: NoiseSampler | None = None
-
-    def draw(
+    def set_timesteps(
         self,
+        num_inference_steps: int | None = None,
+        device: torch.device | str | None = None,
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        noise_sampler: NoiseSampler | None = None,
+    ) -> None:
+        """As `SigmaScheduler.set_timesteps`; noise_sampler(σ, σ') gives the noise of every step."""
+        super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
+        self._noise_sampler = noise_sampler
+
+    def _restart(self) -> None:
+        self._tree = None
+
+    def _increment(
+        self,
+        index: int,
+        interval: tuple[float, float] | None,
         sample: Tensor,
-        dtype: torch.dtype,
-        interval: tuple[float, float],
         generator: Generators,
         variance_noise: Tensor | None,
         noise_sampler: NoiseSampler | None,
     ) -> Tensor | None:
-        """(B, C, ...) the increment from σ to σ' = `interval`, in `dtype` on the sample's device; None where the noise
-        is given or independent of the interval, so that `generator` and `variance_noise` say all.
+        """The noise at entry `index`, (B, C, ...) in the dtype of the arithmetic, and the place moved on from there.
 
-        Raises ValueError for a noise sampler beside one of these, or one that returns another shape.
+        interval: σ and σ' of the increment; None where nothing is drawn, and then noise is refused.
+
+        Raises ValueError for several sources, and for noise of another shape.
         """
+        dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
         if noise_sampler is not None and (generator is not None or variance_noise is not None):
             raise ValueError("give one of noise_sampler, generator and variance_noise, not several")
-        source = noise_sampler or self._given
-        if variance_noise is not None or (source is None and self._seed is None and generator is not None):
-            return None
-        if source is None:
-            if self._tree is None:
-                ends = self._sigmas[self._sigmas > 0].min(), self._sigmas.max()
-                self._tree = BrownianTreeNoiseSampler(sample.to(dtype), *ends, seed=self._seed)
-            source = self._tree
-        increment = source(*(torch.tensor(level, dtype=dtype) for level in interval))
-        if not isinstance(increment, Tensor) or increment.shape != sample.shape:
-            given = tuple(increment.shape) if isinstance(increment, Tensor) else type(increment).__name__
-            raise ValueError(f"the noise sampler returned {given}, not the sample's shape {tuple(sample.shape)}")
-        return increment.to(sample.device, dtype)
+        if index != self._step_index:
+            self._restart()  # Before a tree is made, which lasts for a run.
+        source = noise_sampler or self._noise_sampler
+        follows_path = source is not None or self.config.noise_sampler_seed is not None or generator is None
+        if interval is None or variance_noise is not None or not follows_path:
+            noise = self._noise_if(interval is not None, sample, generator, variance_noise, dtype)
+        else:
+            noise = (source or self._path(sample, dtype))(*(torch.tensor(level, dtype=dtype) for level in interval))
+            if not isinstance(noise, Tensor) or noise.shape != sample.shape:
+                given = tuple(noise.shape) if isinstance(noise, Tensor) else type(noise).__name__
+                raise ValueError(f"the noise sampler returned {given}, not the sample's shape {tuple(sample.shape)}")
+            noise = noise.to(sample.device, dtype)
+        self._step_index = index + 1
+        return noise
+
+    def _path(self, sample: Tensor, dtype: torch.dtype) -> NoiseSampler:
+        """The tree of this run, made when it is first needed."""
+        if self._tree is None:
+            ends = self.sigmas[self.sigmas > 0].min(), self.sigmas.max()
+            self._tree = BrownianTreeNoiseSampler(sample.to(dtype), *ends, seed=self.config.noise_sampler_seed)
+        return self._tree
 
 
 def _torchsde() -> Any:

@@ -112,8 +112,8 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
 
         Exactly one of these says which of the N levels of training, counted from the noisiest, are visited:
         num_inference_steps: n, from 1 to N: 0, N // n, 2 (N // n), ...; the process ends at sigma_min.
-        timesteps: the levels in strictly descending order, which are visited from the last entry to the first, as HF
-            diffusers has it: [22, 0] begins with level 0. The process ends at sigma_min.
+        timesteps: the levels in descending order, which are visited from the last entry to the first, as HF diffusers
+            has it: [22, 0] begins with level 0. The process ends at sigma_min.
         ts: openai's list, not descending, of at least two levels; the process ends at the last of them.
 
         device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
@@ -123,31 +123,29 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
         if len(given) != 1:
             what = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of num_inference_steps, timesteps and ts; given: {what}")
-        end = len(self) - 1
         if ts is not None:
-            *indices, end = self._indices("ts", ts)
-            if not indices or any(later < earlier for earlier, later in pairwise([*indices, end])):
-                raise ValueError(f"ts={list(ts)} is not allowed; it must have at least two levels and not descend")
+            path = self._indices("ts", ts)
         elif timesteps is not None:
-            indices = self._indices("timesteps", timesteps)[::-1]
-            if not indices or any(later <= earlier for earlier, later in pairwise(indices)):
-                raise ValueError(f"timesteps={list(timesteps)} is not allowed; it must descend strictly")
+            path = [*self._indices("timesteps", timesteps)[::-1], len(self) - 1]
         else:
             (count,) = self._indices("num_inference_steps", [num_inference_steps], first=1)
-            indices = [i * (len(self) // count) for i in range(count)]
+            path = [*range(0, count * (len(self) // count), len(self) // count), len(self) - 1]
+        if len(path) < 2 or any(later < earlier for earlier, later in pairwise(path)):
+            way = "ascend" if ts is None else "descend"
+            raise ValueError(f"{given[0]}={requests[given[0]]} is not allowed; it must not {way}, nor be too short")
 
-        levels = [self._level(index) for index in indices]
+        *levels, end = (self._level(index) for index in path)
         self._draws = len(levels) > 1 or ts is not None
         if self._sampler is ConsistencySampler.ONESTEP:
-            if indices != [0] or ts is not None:
+            if path[:-1] != [0] or ts is not None:
                 raise ValueError(f"sampler='onestep' visits the first level only, not {given[0]}={requests[given[0]]}")
             levels = [self._karras_table()[0].item()]
         self._set_levels(levels)
         # What is added to f_θ; as openai does it, with NumPy's numbers.
         least, most = self.config.sigma_min, self.config.sigma_max
-        fresh = [np.sqrt(np.clip(level, least, most) ** 2 - least**2) for level in [*levels[1:], self._level(end)]]
+        fresh = [np.sqrt(np.clip(level, least, most) ** 2 - least**2) for level in [*levels[1:], end]]
         self._next_noise = [self.config.s_noise * float(noise) for noise in fresh]
-        self.sigmas = torch.tensor([*levels, self._level(end)])
+        self.sigmas = torch.tensor([*levels, end])
         times = self._network_time(self.sigmas[:-1]).tolist()
         self._adopt(times, len(levels), device)
         self._coefficients(torch.float32)

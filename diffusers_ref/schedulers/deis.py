@@ -27,8 +27,11 @@ from diffusers_ref.configuration import ConfigError, register_to_config
 from diffusers_ref.schedulers.conventions import choose
 from diffusers_ref.schedulers.piecewise_vp import PiecewiseVP, TimePhase, adams_bashforth_in_rho, requested_times
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
-from diffusers_ref.schedulers.solver_grids import SIGMA_GRIDS, SolverGrid, solver_grid
+from diffusers_ref.schedulers.sigmas import sigma_table
+from diffusers_ref.schedulers.solver_grids import SIGMA_GRIDS, SolverGrid, check_grid_options, solver_grid
+from diffusers_ref.schedulers.solver_outputs import OutputConversion
 from diffusers_ref.schedulers.solver_scheduler import SolverScheduler
+from diffusers_ref.schedulers.solver_tables import chain_of
 
 
 class DeisSolver(str, Enum):
@@ -60,7 +63,7 @@ class DEISMultistepScheduler(SolverScheduler):
         beta_start, beta_end, beta_schedule, trained_betas: the forward variances, see `BetaSchedule`.
         solver_order: how many values of ε the polynomial goes through: 1 to 3, or 4 with qsh-zh's solvers, whose
             `ab_order` is one less.
-        prediction_type: what the network returns, see `SolverPrediction`; every output is turned into ε.
+        prediction_type: what the network returns, see `solver_outputs.SolverPrediction`; every output is turned into ε.
         thresholding, dynamic_thresholding_ratio, sample_max_value: dynamic thresholding of x̂_0, from which ε follows.
         algorithm_type: "deis"; "dpmsolver" and "dpmsolver++" mean the same.
         solver_type: see `DeisSolver`; "midpoint", "heun", "bh1" and "bh2" are "logrho".
@@ -80,7 +83,6 @@ class DEISMultistepScheduler(SolverScheduler):
     """
 
     convention_options = frozenset({"coefficients", "ts_phase", "ts_order"})
-    _offers_flow_of_noise = True
 
     @register_to_config
     def __init__(
@@ -119,8 +121,15 @@ class DEISMultistepScheduler(SolverScheduler):
         self._is_published = self._solver is DeisSolver.LOG_RHO
         highest = 3 if self._is_published else 4
         if solver_order not in range(1, highest + 1):
-            raise ConfigError(f"solver_order={solver_order!r} is not allowed with {published!r}; allowed: 1 to {highest}")
-        self._prepare(integrates_data=False, kinds=())
+            raise ConfigError(
+                f"solver_order={solver_order!r} is not allowed with {published!r}; allowed: 1 to {highest}"
+            )
+        check_grid_options(self.config)
+        self._table = chain_of(self.config)
+        self._ratios = sigma_table(self.alphas_cumprod).numpy()
+        self._log_snr = None
+        self._convert = OutputConversion({**_FIXED, **self.config}, integrates_data=False, through_epsilon=False)
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         if self._is_published:
             self._refuse(("ts_phase", "ts_order"), "is an option of the solvers 't_ab' and 'rho_ab'")
             return
@@ -280,7 +289,9 @@ class DEISMultistepScheduler(SolverScheduler):
         if self._is_published:
             levels = self._levels(dtype)
             of_x = levels.alpha[1:] / levels.alpha[:-1]
-            return [_Row(*row) for row in zip(levels.alpha.tolist(), levels.sigma.tolist(), of_x.tolist(), strict=False)]
+            return [
+                _Row(*row) for row in zip(levels.alpha.tolist(), levels.sigma.tolist(), of_x.tolist(), strict=False)
+            ]
         scales = self._process.unit_scale(self._seen)
         scales[-1] = self._process.unit_scale(self._grid_times[-1])
         self._scales: list[float] = scales.tolist()
@@ -337,4 +348,7 @@ _ADAMS_BASHFORTH: dict[int, tuple[float, tuple[float, ...]]] = {
 
 _ALGORITHM_TYPES = ("deis", "dpmsolver", "dpmsolver++")
 _LOG_RHO_TOO = ("midpoint", "heun", "bh1", "bh2")
+_FIXED = {"sample_min_value": 1.0, "variance_type": None}
+"""Options of `OutputConversion` that are none here."""
+
 _PUBLISHED_GRID = ("flow_shift", "timestep_spacing", "steps_offset", "use_dynamic_shifting")

@@ -23,7 +23,9 @@ from diffusers_ref.configuration import register_to_config
 from diffusers_ref.schedulers.conventions import choose
 from diffusers_ref.schedulers.piecewise_vp import PiecewiseVP, requested_times
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.solver_outputs import OutputConversion
 from diffusers_ref.schedulers.solver_scheduler import SolverScheduler
+from diffusers_ref.schedulers.solver_tables import chain_of
 
 
 class RungeKutta(str, Enum):
@@ -71,7 +73,7 @@ class DEISRungeKuttaScheduler(SolverScheduler):
 
     num_train_timesteps: T.
     beta_start, beta_end, beta_schedule, trained_betas: the forward variances, see `BetaSchedule`.
-    prediction_type: what the network returns, see `SolverPrediction`; every output is turned into ε.
+    prediction_type: what the network returns, see `solver_outputs.SolverPrediction`; every output is turned into ε.
     ts_phase: in which variable the grid of fractional times from T − 1 to 0 is even, see `TimePhase`; by default "t".
     ts_order: the exponent of that grid; by default 2 for "t" and 7 for "rho"; "log" has none.
     rk_method: see `RungeKutta`.
@@ -95,7 +97,10 @@ class DEISRungeKuttaScheduler(SolverScheduler):
         rk_method: str = "3kutta",
         coefficients: str | None = None,
     ) -> None:
-        self._prepare(integrates_data=False, kinds=())
+        self._table = chain_of(self.config)
+        self._log_snr = None
+        self._convert = OutputConversion({**_FIXED, **self.config}, integrates_data=False, through_epsilon=False)
+        self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
         self._phase, self._exponent = PiecewiseVP.grid_options(ts_phase, ts_order)
         self._tableau = _TABLEAUS[choose(RungeKutta, "rk_method", rk_method)]
         self._process = PiecewiseVP(self.alphas_cumprod)
@@ -170,7 +175,7 @@ class DEISRungeKuttaScheduler(SolverScheduler):
         stage = stages[index]
         x, output = sample.to(dtype), model_output.to(dtype)
 
-        slope = self._epsilon(output, x / stage.scale, stage.alpha, stage.sigma)
+        slope = self._convert.epsilon(output, x / stage.scale, stage.alpha, stage.sigma)
         if self._begins_step(index):
             self._base, self._slopes = x, []
         self._slopes.append(slope)
@@ -221,7 +226,15 @@ _TABLEAUS = {
         (8.0 / 15, 2.0 / 3), ((8.0 / 15,), (1.0 / 4, 5.0 / 12)), (1.0 / 4, 0.0, 3.0 / 4)
     ),
     RungeKutta.STRONG_STABILITY_3: _Tableau((1.0, 0.5), ((1.0,), (0.25, 0.25)), (1.0 / 6, 1.0 / 6, 2.0 / 3)),
-    RungeKutta.CLASSIC_4: _Tableau(
-        (0.5, 0.5, 1.0), ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1.0, 2.0, 2.0, 1.0), 6.0
-    ),
+    RungeKutta.CLASSIC_4: _Tableau((0.5, 0.5, 1.0), ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1.0, 2.0, 2.0, 1.0), 6.0),
 }
+
+_FIXED = {
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_min_value": 1.0,
+    "sample_max_value": 1.0,
+    "variance_type": None,
+    "use_flow_sigmas": False,
+}
+"""Options of `OutputConversion` that are none here."""

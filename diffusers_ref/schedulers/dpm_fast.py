@@ -135,8 +135,10 @@ class DPMFastScheduler(SigmaScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
-        index = self._advance(timestep)
+        index = self._place(timestep)
         at = self._numbers_for(dtype)[index]
+        noise = self._noise_if(at.step.stage == at.step.order - 1, sample, generator, variance_noise, dtype)
+        self._pass(index)
         x, step = sample.to(dtype), at.step
         denoised = self._denoised(model_output.to(dtype), x, at)
         eps = (x - denoised) / at.sigma
@@ -144,8 +146,7 @@ class DPMFastScheduler(SigmaScheduler):
             self._base, self._eps = x, eps
         assert self._base is not None
         prev_sample = step.transfer.advance(step.order, step.stage, self._base, self._eps, eps)
-        if step.stage == step.order - 1:
-            noise = self._noise(sample, generator, variance_noise, dtype)
+        if noise is not None:
             prev_sample = prev_sample + step.up * noise
 
         result = SchedulerOutput(prev_sample.to(sample.dtype), denoised.to(sample.dtype))

@@ -43,7 +43,7 @@ class OrderPlan(str, Enum):
     FAST = "fast"
     """LuChengTHU, "singlestep": as many of `solver_order` as fit, and lower ones so that all evaluations are used."""
     FIXED = "fixed"
-    """LuChengTHU, "singlestep_fixed": all of `solver_order`, which must divide the evaluations (there: rounded down)."""
+    """LuChengTHU, "singlestep_fixed": all of `solver_order`, which divides the evaluations (there: rounded down)."""
 
 
 class _Evaluation(NamedTuple):
@@ -177,11 +177,10 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
             s, t = outer[step], outer[step + 1]
             points.append(s.reshape(1))
             if order > 1:
-                inner = self._inner_half_log_snr(schedule, s, t, order)
                 start = schedule.half_log_snr(s)
                 h = schedule.half_log_snr(t) - start
-                span = inner[-1] - inner[0]
-                points += [schedule.time(start + (inner[k] - inner[0]) / span * h).reshape(1) for k in range(1, order)]
+                r = _distances(self._inner_half_log_snr(schedule, s, t, order))
+                points += [schedule.time(start + distance * h).reshape(1) for distance in r]
         return torch.cat([*points, outer[-1:]])
 
     def _inner_half_log_snr(self, schedule: LogSnr, s: Tensor, t: Tensor, order: int) -> Tensor:
@@ -275,7 +274,12 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
             s, t = self._points[begin], self._points[begin + order]
             inner = self._inner_half_log_snr(self._log_snr, s, t, order).to(dtype)
         within = not self.config.taylor_within
-        return singlestep_updates(self._algorithm, self._solver_type, levels, inner, midpoint_within=within)
+        return singlestep_updates(self._algorithm, self._solver_type, levels, _distances(inner), midpoint_within=within)
+
+
+def _distances(inner: Tensor) -> list[Tensor]:
+    """r_1, ... of the λ (k + 1,) of a step's evaluations and end."""
+    return list((inner[1:-1] - inner[0]) / (inner[-1] - inner[0]))
 
 
 _ALGORITHMS = (AlgorithmType.DPM_SOLVER, AlgorithmType.DPM_SOLVER_PP, AlgorithmType.SDE_DPM_SOLVER_PP)

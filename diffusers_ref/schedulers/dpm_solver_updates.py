@@ -208,23 +208,22 @@ def singlestep_updates(
     algorithm: AlgorithmType,
     solver_type: SolverType,
     levels: Levels,
-    inner: Tensor,
+    r: Sequence[Tensor | float],
     midpoint_within: bool,
 ) -> list[SinglestepUpdate]:
     """The updates of one step of order k, which evaluates k times.
 
-    levels: (k + 1,) of the evaluations and of the end. inner: (k + 1,) λ of a grid that says where the evaluations lie
-    within the step. midpoint_within: the update before the last one of order 3 has the form of `solver_type`, too.
+    levels: (k + 1,) of the evaluations and of the end. r: the k − 1 distances r_1, r_2 of the later evaluations from
+    the first. midpoint_within: the update before the last one of order 3 has the form of `solver_type`, too.
     """
-    order = len(inner) - 1
+    order = len(r) + 1
     h = levels.half_log_snr[-1] - levels.half_log_snr[0]
-    r = (inner[1:-1] - inner[0]) / (inner[-1] - inner[0])
-    spans = torch.cat([r * h, h[None]])
+    spans = torch.stack([*(distance * h for distance in r), h])
     w = weights(algorithm, levels.at([0] * order), levels.at(slice(1, None)), spans)
     midpoint = solver_type is SolverType.MIDPOINT
     updates = []
     for k, (x, m_0, noise) in enumerate(by_step(w.x, w.m_0, w.noise)):
-        numbers: tuple[Tensor, ...] = ()
+        numbers: tuple[Tensor | float, ...] = ()
         if k == 1:
             inverse_r = (r[1] if order == 3 else 1.0) / r[0]  # r_1 in units of this update's own span
             within = order == 3 and not midpoint_within
@@ -233,7 +232,7 @@ def singlestep_updates(
             numbers = (1.0 / r[1] * w.d_1[k],)
         elif k == 2:
             numbers = (w.d_1[k], w.d_2[k], r[0], r[1], 1.0 / r[0], 1.0 / r[1], r[1] - r[0])
-        d_1, *rest = (number.item() for number in numbers) if numbers else (0.0,)
+        d_1, *rest = map(float, numbers) if numbers else (0.0,)
         newest = k < 2 or midpoint
         updates.append(SinglestepUpdate(k + 1, newest, x, m_0, noise, d_1, *rest))
     return updates

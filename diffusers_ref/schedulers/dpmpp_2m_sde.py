@@ -28,11 +28,11 @@ from torch import Tensor
 from diffusers_ref.configuration import register_to_config
 from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.ancestral import check_noise_options
-from diffusers_ref.schedulers.brownian import Increments, NoiseSampler
+from diffusers_ref.schedulers.brownian import BrownianScheduler, NoiseSampler
 from diffusers_ref.schedulers.conventions import choose
 from diffusers_ref.schedulers.exponential import time_of
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
-from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluation, SigmaScheduler
+from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluation
 
 
 class SecondOrder(str, Enum):
@@ -55,13 +55,12 @@ class _Step(NamedTuple):
     draws: bool = False
 
 
-class DPMPP2MSDEScheduler(SigmaScheduler):
+class DPMPP2MSDEScheduler(BrownianScheduler):
     """The multistep solver of second order for the reverse SDE.
 
-    Options beside those of `SigmaScheduler`:
+    Options beside those of `SigmaScheduler` and `BrownianScheduler`:
         eta: how much of the SDE's noise is added, at least 0. s_noise: a factor on it, at least 0.
         solver_type: "midpoint" or "heun", see `SecondOrder`.
-        noise_sampler_seed: of the Brownian tree, or one for each sample; see `Increments` for what is used without it.
     """
 
     convention_options = SIGMA_CONVENTIONS
@@ -91,7 +90,6 @@ class DPMPP2MSDEScheduler(SigmaScheduler):
     ) -> None:
         check_noise_options(eta, s_noise)
         self._second_order = choose(SecondOrder, "solver_type", solver_type)
-        self._increments = Increments(noise_sampler_seed)
         self._prepare()
 
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
@@ -115,21 +113,9 @@ class DPMPP2MSDEScheduler(SigmaScheduler):
             h_last = h
         return plan
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: Sequence[float] | Tensor | None = None,
-        sigmas: Sequence[float] | Tensor | None = None,
-        noise_sampler: NoiseSampler | None = None,
-    ) -> None:
-        """As `SigmaScheduler.set_timesteps`; noise_sampler(σ, σ') gives the noise of every step."""
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
-        self._increments.begin(self.sigmas, noise_sampler)
-
     def _restart(self) -> None:
         self._earlier: Tensor | None = None
-        self._increments.restart()
+        super()._restart()
 
     def step(
         self,
@@ -144,27 +130,25 @@ class DPMPP2MSDEScheduler(SigmaScheduler):
         """One step.
 
         model_output, sample: (B, C, ...). timestep: an entry of `timesteps`.
-        generator, variance_noise (B, C, ...), noise_sampler: one source of the noise, see `Increments`; nothing is
+        generator, variance_noise (B, C, ...), noise_sampler: one source of the noise, see `BrownianScheduler`; nothing is
         drawn with η = 0 and in a step to σ = 0.
         Returns the next sample and x_θ in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
 
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
-        index = self._advance(timestep)
+        index = self._place(timestep)
         at = self._numbers_for(dtype)[index]
         x, step = sample.to(dtype), at.step
+        interval = (step.sigma, step.level) if step.draws else None
+        noise = self._increment(index, interval, sample, generator, variance_noise, noise_sampler)
         denoised = self._denoised(model_output.to(dtype), x, at)
         prev_sample = denoised
         if not step.is_last:
             prev_sample = step.ratio * x + step.gain * denoised
             if step.slope and self._earlier is not None:
                 prev_sample = prev_sample + step.slope * (denoised - self._earlier)
-            if step.draws:
-                interval = step.sigma, step.level
-                noise = self._increments.draw(sample, dtype, interval, generator, variance_noise, noise_sampler)
-                if noise is None:
-                    noise = self._noise(sample, generator, variance_noise, dtype)
+            if noise is not None:
                 prev_sample = prev_sample + noise * step.level * step.root * self.config.s_noise
         self._earlier = denoised
 

@@ -53,6 +53,8 @@ class DPMPP2SAncestralScheduler(SigmaScheduler):
 
     convention_options = SIGMA_CONVENTIONS
 
+    order = 2
+
     @register_to_config
     def __init__(
         self,
@@ -117,8 +119,10 @@ class DPMPP2SAncestralScheduler(SigmaScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
-        index = self._advance(timestep)
+        index = self._place(timestep)
         at = self._numbers_for(dtype)[index]
+        noise = self._noise_if(at.step.draws, sample, generator, variance_noise, dtype)
+        self._pass(index)
         x, step = sample.to(dtype), at.step
         denoised = self._denoised(model_output.to(dtype), x, at)
         if step.is_euler:
@@ -129,8 +133,7 @@ class DPMPP2SAncestralScheduler(SigmaScheduler):
         else:
             self._base = x
             prev_sample = step.ratio * x - step.decay * denoised  # u_i
-        if step.draws:
-            noise = self._noise(sample, generator, variance_noise, dtype)
+        if noise is not None:
             prev_sample = prev_sample + noise * self.config.s_noise * step.up
 
         result = SchedulerOutput(prev_sample.to(sample.dtype), denoised.to(sample.dtype))

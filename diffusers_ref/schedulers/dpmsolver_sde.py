@@ -28,10 +28,10 @@ from torch import Tensor
 from diffusers_ref.configuration import ConfigError, register_to_config
 from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.ancestral import ancestral_step, check_noise_options
-from diffusers_ref.schedulers.brownian import Increments, NoiseSampler
+from diffusers_ref.schedulers.brownian import BrownianScheduler, NoiseSampler
 from diffusers_ref.schedulers.exponential import level_of, time_of
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
-from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluation, SigmaScheduler
+from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluation
 
 
 class _Step(NamedTuple):
@@ -44,11 +44,10 @@ class _Step(NamedTuple):
     is_second: bool = False
 
 
-class DPMSolverSDEScheduler(SigmaScheduler):
+class DPMSolverSDEScheduler(BrownianScheduler):
     """The singlestep solver of second order for the reverse SDE.
 
-    Published options: those of `SigmaScheduler`, and
-        noise_sampler_seed: of the Brownian tree, or one for each sample; see `Increments` for what is used without it.
+    The published options are those of `SigmaScheduler` and `BrownianScheduler`.
     Conventions of crowsonkb beside those of `SigmaScheduler`:
         eta: the share of each stage that is done by noise, at least 0; 0 solves the ODE.
         s_noise: a factor on the noise, at least 0.
@@ -56,6 +55,8 @@ class DPMSolverSDEScheduler(SigmaScheduler):
     """
 
     convention_options = SIGMA_CONVENTIONS | {"eta", "s_noise", "r"}
+
+    order = 2
 
     @register_to_config
     def __init__(
@@ -84,7 +85,6 @@ class DPMSolverSDEScheduler(SigmaScheduler):
         if isinstance(r, bool) or not isinstance(r, (int, float)) or not 0 < r <= 1:
             raise ConfigError(f"r={r!r} is not allowed; it must be a number above 0 and at most 1")
         self._weights = 1 - 1 / (2 * r), 1 / (2 * r)
-        self._increments = Increments(noise_sampler_seed)
         self._prepare()
 
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
@@ -106,21 +106,9 @@ class DPMSolverSDEScheduler(SigmaScheduler):
         t_down = time_of(down)
         return _Step(level_of(t_down) / sigma, (t - t_down).expm1(), up, sigma, level)
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: torch.device | str | None = None,
-        timesteps: Sequence[float] | Tensor | None = None,
-        sigmas: Sequence[float] | Tensor | None = None,
-        noise_sampler: NoiseSampler | None = None,
-    ) -> None:
-        """As `SigmaScheduler.set_timesteps`; noise_sampler(σ, σ') gives the noise of every stage."""
-        super().set_timesteps(num_inference_steps, device, timesteps, sigmas)
-        self._increments.begin(self.sigmas, noise_sampler)
-
     def _restart(self) -> None:
         self._base: Tensor | None = None
-        self._increments.restart()
+        super()._restart()
 
     def step(
         self,
@@ -136,18 +124,20 @@ class DPMSolverSDEScheduler(SigmaScheduler):
         """Take the output of one evaluation; return the input of the next.
 
         model_output, sample: (B, C, ...). timestep: an entry of `timesteps`.
-        generator, variance_noise (B, C, ...), noise_sampler: one source of the noise, see `Increments`; drawn after
+        generator, variance_noise (B, C, ...), noise_sampler: one source of the noise, see `BrownianScheduler`; drawn after
         every evaluation, also with η = 0, but for a step to σ = 0. s_noise: instead of the option.
         Returns the next sample and x_θ in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
 
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
-        index = self._advance(timestep)
+        index = self._place(timestep)
         at = self._numbers_for(dtype)[index]
         x, step = sample.to(dtype), at.step
+        interval = None if step.is_euler else (step.sigma, step.level)
+        noise = self._increment(index, interval, sample, generator, variance_noise, noise_sampler)
         denoised = self._denoised(model_output.to(dtype), x, at)
-        if step.is_euler:
+        if noise is None:
             prev_sample = x + (x - denoised) / at.sigma * -at.sigma
         else:
             if step.is_second:
@@ -156,10 +146,6 @@ class DPMSolverSDEScheduler(SigmaScheduler):
             else:
                 self._base, self._first, mixed = x, denoised, denoised
             prev_sample = step.ratio * x - step.decay * mixed
-            interval = step.sigma, step.level
-            noise = self._increments.draw(sample, dtype, interval, generator, variance_noise, noise_sampler)
-            if noise is None:
-                noise = self._noise(sample, generator, variance_noise, dtype)
             prev_sample = prev_sample + noise * (self.config.s_noise if s_noise is None else s_noise) * step.up
 
         result = SchedulerOutput(prev_sample.to(sample.dtype), denoised.to(sample.dtype))

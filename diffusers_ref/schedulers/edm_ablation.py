@@ -20,7 +20,7 @@ may be added without churn.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ class EDMAblationScheduler(PreconditionedScheduler):
     """
 
     convention_options = CHURN_OPTIONS | {"state_dtype"}
-    order: ClassVar[int] = 2
+    order = 2
 
     @register_to_config
     def __init__(
@@ -248,16 +248,8 @@ def plan(
     # Lines 7 and 8: a step from t̂, of which a second-order method takes a part first.
     h = t_next - t_hat
     slopes = slope_factors(schedule, scaling, t_hat)
-    columns = (
-        sigma_hat,
-        *slopes,
-        h,
-        (1.0 if alpha is None else alpha) * h,
-        scale_hat,
-        gamma > 0,
-        scale_hat / scale,
-        added,
-    )
+    part_of_h = h if alpha is None else alpha * h
+    columns = (sigma_hat, *slopes, h, part_of_h, scale_hat, gamma > 0, scale_hat / scale, added)
     evaluations = [
         Evaluation(level, Linear(a, b), size, None if alpha is None else part, None, s, bool(churned), carried, noise)
         for level, a, b, size, part, s, churned, carried, noise in by_step(*columns)
@@ -270,10 +262,8 @@ def plan(
     # Lines 10 and 11: the correction, in every step but the last.
     t_prime = (t_hat + alpha * h)[:-1]
     sigma_prime, scale_prime = schedule.sigma(t_prime), _column(scaling.scale(t_prime), t_prime)
-    columns = (sigma_prime, *slope_factors(schedule, scaling, t_prime), h[:-1], scale_prime)
-    second = [
-        Evaluation(level, Linear(a, b), size, second_of=alpha, scale=s) for level, a, b, size, s in by_step(*columns)
-    ]
+    row = (sigma_prime, *slope_factors(schedule, scaling, t_prime), h[:-1], scale_prime)
+    second = [Evaluation(level, Linear(a, b), size, second_of=alpha, scale=s) for level, a, b, size, s in by_step(*row)]
     between = list(zip(sigma_prime.tolist(), scale_prime.tolist(), strict=True))
     return _alternating(evaluations, second), _alternating(bare, between)
 

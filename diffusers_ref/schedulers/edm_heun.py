@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,7 +46,7 @@ class EDMHeunScheduler(PreconditionedScheduler):
     """
 
     convention_options = CHURN_OPTIONS | {"state_dtype"}
-    order: ClassVar[int] = 2
+    order = 2
 
     @register_to_config
     def __init__(

@@ -67,9 +67,12 @@ class EulerAncestralDiscreteScheduler(SigmaScheduler):
 
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
         evaluations = []
-        for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        # σ_down is a difference of squares: crowsonkb's grids take it as the original rounds it, others exactly.
+        levels = sigmas.double() if self._schedule is None else sigmas
+        for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
             sigma_down, sigma_up = ancestral_step(sigma, sigma_next, self.config.eta)
-            evaluations.append(Evaluation(sigma, _Step(sigma_down - sigma, sigma_up, bool(sigma_next > 0)), level=i))
+            step = _Step(sigma_down - sigma, sigma_up, draws=bool(sigma_next > 0))
+            evaluations.append(Evaluation(sigmas[i], step, level=i))
         return evaluations
 
     def step(

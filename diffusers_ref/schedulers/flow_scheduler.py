@@ -186,11 +186,11 @@ class FlowScheduler(SchedulerMixin):
         given = None if timesteps is None else _numbers("timesteps", timesteps).astype(np.float32)
         if given is not None and sigmas is None:
             levels = torch.from_numpy(given / len(self))
+            self._require_levels(self._noise_levels(levels))
         else:
             levels = self._make_levels(count, sigmas, mu)
             levels = 1.0 - levels if self._inverted else levels
         end = 1.0 if self._inverted else 0.0
-        self._require_levels(self._noise_levels(levels))
         times = levels * len(self) if given is None else torch.from_numpy(given)
 
         times, levels = times[begin:], levels[begin:]

@@ -80,7 +80,9 @@ class IPNDMScheduler(SchedulerMixin):
                 raise ConfigError(f"trained_betas have no effect with angle_schedule={angle_schedule!r}")
             sigmas = [float(value) for value in trained_betas]
             if len(sigmas) < 2 or not all(1 >= a >= b >= 0 for a, b in pairwise(sigmas)):
-                raise ConfigError("trained_betas must be at least two numbers from 1 down to 0, none above the one before")
+                raise ConfigError(
+                    "trained_betas must be at least two numbers from 1 down to 0, none above the one before"
+                )
         count = num_train_timesteps if trained_betas is None else len(trained_betas) - 1
         self.timesteps = torch.tensor(self._grid(count)[0])
 
@@ -228,9 +230,7 @@ def _angles(schedule: AngleSchedule, u: Tensor) -> Tensor:
         return _angle_at(u * (-10 - 10) + 10)
     ddpm_crossover, cosine_crossover = 0.48536712, 0.80074257
     spliced = u * (1 + cosine_crossover - ddpm_crossover)
-    return torch.where(
-        spliced < cosine_crossover, spliced, _ddpm_angles(spliced + ddpm_crossover - cosine_crossover)
-    )
+    return torch.where(spliced < cosine_crossover, spliced, _ddpm_angles(spliced + ddpm_crossover - cosine_crossover))
 
 
 def _ddpm_angles(u: Tensor) -> Tensor:
@@ -244,7 +244,9 @@ def _angle_at(log_snr: Tensor) -> Tensor:
 def _explicit(timesteps: Sequence[float]) -> list[float]:
     times = [float(time) for time in timesteps]
     if not times or not all(0 < time <= 1 for time in times) or any(b > a for a, b in pairwise(times)):
-        raise ValueError(f"timesteps {times} are not allowed; at least one, above 0, at most 1, none above the one before")
+        raise ValueError(
+            f"timesteps {times} are not allowed; at least one, above 0, at most 1, none above the one before"
+        )
     return times
 
 

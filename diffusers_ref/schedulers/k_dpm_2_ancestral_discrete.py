@@ -43,7 +43,8 @@ class KDPM2AncestralDiscreteScheduler(SigmaScheduler):
     those between, are rounded to whole ones, as published.
 
     Quirk of the original, kept: where σ_down is 0, the step is Euler's and ends at level 0, without noise. That is the
-    last step, but with η above 1, or a level thousands of times below the last one, it is an earlier one, too.
+    last step; with η above 1, or on crowsonkb's grids where a level is thousands of times below the last one, it is an
+    earlier one, too.
     """
 
     _base: Tensor  # the sample that a step under way began from
@@ -78,18 +79,20 @@ class KDPM2AncestralDiscreteScheduler(SigmaScheduler):
 
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
         evaluations = []
-        eta, rounded = self.config.eta, sigmas.float()
-        for i, (sigma, sigma_next) in enumerate(pairwise(sigmas)):
+        # σ_down is a difference of squares: crowsonkb's grids take it as the original rounds it, others exactly.
+        published, eta = self._schedule is None, self.config.eta
+        rounded = sigmas.double() if published else sigmas.float()
+        levels = rounded if published else sigmas
+        for i, (sigma, sigma_next) in enumerate(pairwise(levels)):
             sigma_down, sigma_up = ancestral_step(sigma, sigma_next, eta)
-            none = sigma_up * 0
             # In float64 runs the original's float32 decides which steps are Euler's.
-            if ancestral_step(rounded[i], rounded[i + 1], eta)[0] == 0:
-                evaluations.append(Evaluation(sigma, _Step(sigma_down - sigma, none, is_first=True), level=i))
-                continue
-            sigma_mid = sigma.log().lerp(sigma_down.log(), 0.5).exp()
-            evaluations.append(Evaluation(sigma, _Step(sigma_mid - sigma, none, is_first=True), level=i))
-            second = _Step(sigma_down - sigma, sigma_up, is_first=False)
-            evaluations.append(Evaluation(sigma_mid, second, begins=False))
+            is_euler = bool(ancestral_step(rounded[i], rounded[i + 1], eta)[0] == 0)
+            sigma_end = sigma_down if is_euler else sigma.log().lerp(sigma_down.log(), 0.5).exp()
+            first = _Step(sigma_end - sigma, sigma_up * 0, is_first=True)
+            evaluations.append(Evaluation(sigmas[i], first, level=i))
+            if not is_euler:
+                second = _Step(sigma_down - sigma, sigma_up, is_first=False)
+                evaluations.append(Evaluation(sigma_end.to(sigmas.dtype), second, begins=False))
         return evaluations
 
     def step(

@@ -13,7 +13,6 @@ The published class takes σ_i² for σ_i, which is none of the paper's: here th
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -46,7 +45,7 @@ class KarrasVeScheduler(PreconditionedScheduler):
     """
 
     convention_options = frozenset({"state_dtype"})
-    order: ClassVar[int] = 2
+    order = 2
 
     @register_to_config
     def __init__(

@@ -104,6 +104,10 @@ class LogSnr(ABC):
         """What the network is given for t: for a continuous process t itself."""
         return t
 
+    def time_of_network(self, network_time: Tensor) -> Tensor:
+        """The t for which the network is given `network_time`."""
+        return network_time
+
     def times(self, skip_type: SkipType, count: int, begin: float | None = None, end: float | None = None) -> Tensor:
         """(count + 1,) times from `begin` (by default T) down to `end` (by default 1/N)."""
         begin = self.end if begin is None else begin
@@ -138,6 +142,9 @@ class DiscreteLogSnr(LogSnr):
     def network_time(self, t: Tensor) -> Tensor:
         """The fractional training step of t, on a scale of 1000 steps whatever N is (a quirk)."""
         return (t - 1.0 / self.steps) * 1000.0
+
+    def time_of_network(self, network_time: Tensor) -> Tensor:
+        return network_time / 1000.0 + 1.0 / self.steps
 
 
 class LinearLogSnr(LogSnr):
@@ -211,7 +218,8 @@ def interpolate(x: Tensor, xs: Tensor, ys: Tensor) -> Tensor:
     A keypoint belongs to the piece that ends there, so its value is computed, not looked up.
     """
     dtype = torch.promote_types(x.dtype, xs.dtype)
-    start = (torch.searchsorted(xs.to(dtype), x.to(dtype)) - 1).clamp(0, len(xs) - 2)
+    x, xs = x.to(dtype), xs.to(dtype)
+    start = (torch.searchsorted(xs, x) - 1).clamp(0, len(xs) - 2)
     x_0, x_1, y_0, y_1 = xs[start], xs[start + 1], ys[start], ys[start + 1]
     return y_0 + (x - x_0) * (y_1 - y_0) / (x_1 - x_0)
 

@@ -158,9 +158,7 @@ def adams_bashforth_in_rho(end: np.ndarray, known: np.ndarray) -> list[float]:
     return _adams_bashforth(np.ones_like, end, known)
 
 
-def _adams_bashforth(
-    integrand: Callable[[np.ndarray], np.ndarray], end: np.ndarray, known: np.ndarray
-) -> list[float]:
+def _adams_bashforth(integrand: Callable[[np.ndarray], np.ndarray], end: np.ndarray, known: np.ndarray) -> list[float]:
     """Left Riemann sums of integrand · Lagrange polynomial."""
     start, stop = np.float32(known[0]), np.float32(end)
     width = (stop - start) / np.float32(POINTS)

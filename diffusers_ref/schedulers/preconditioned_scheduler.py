@@ -258,6 +258,11 @@ class PreconditionedScheduler(SchedulerMixin):
 
     # --- precision ---------------------------------------------------------------------------------------------------
 
+    @property
+    def state_dtype(self) -> torch.dtype | None:
+        """Of every state; None for that of the sample that is given."""
+        return torch.float64 if self._wide else None
+
     def _state_dtype(self, sample: Tensor) -> torch.dtype:
         """Of the arithmetic."""
         return torch.float64 if self._wide or sample.dtype == torch.float64 else torch.float32

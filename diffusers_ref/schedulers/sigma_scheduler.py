@@ -248,6 +248,8 @@ class SigmaScheduler(SchedulerMixin):
 
     def _adopt_levels(self, levels: Tensor, times: list[float] | None, device: torch.device | str | None) -> None:
         """Make `levels` (n + 1,) the grid. times: those of the first n, where they are not a function of the level."""
+        if not (levels[:-1] > 0).all() or not levels.isfinite().all():
+            raise ValueError(f"the options make levels that are not all positive and finite: {levels.tolist()}")
         plan = self._evaluations(levels)
         if times is None or self._continuous:
             times = self._times_of(levels[:-1])
@@ -431,7 +433,7 @@ def _chosen_schedule(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> 
         return None
     schedule = choose(SigmaSchedule, "sigma_schedule", config["sigma_schedule"])
     for name in _REPLACED_OPTIONS:
-        if name in config and config[name] != defaults[name]:
+        if name in config and (config[name] or False) != defaults[name]:
             raise ConfigError(f"{name}={config[name]!r} has no effect with sigma_schedule={schedule.value!r}")
     _check_sigma_options(schedule, config["sigma_options"] or {})
     return schedule

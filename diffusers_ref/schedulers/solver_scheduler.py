@@ -167,9 +167,7 @@ class SolverScheduler(SchedulerMixin):
         if begin is not None:
             raise ValueError("t_start cannot be given with timesteps, which begin where they say")
         ends = [] if self._denoises else [schedule.network_time(torch.tensor(last)).item()]
-        points = torch.tensor([*map(float, timesteps), *ends])
-        if schedule.network_time(points) is not points:
-            points = points / 1000.0 + 1.0 / schedule.steps
+        points = schedule.time_of_network(torch.tensor([*map(float, timesteps), *ends]))
         if len(points) < 2 or (points[1:] > points[:-1]).any() or not 0 < points[0] <= schedule.end:
             raise ValueError(
                 f"timesteps {list(timesteps)} are not allowed; at least one, none larger than the one before, as the "
@@ -255,9 +253,7 @@ class SolverScheduler(SchedulerMixin):
             entry = begin if begin is not None and self._times[begin] == time else self._times.index(time)
             return self._entry_level(entry, dtype)
         if self._log_snr is not None:
-            t = torch.tensor(float(time))
-            if self._log_snr.network_time(t) is not t:
-                t = t / 1000.0 + 1.0 / self._log_snr.steps
+            t = self._log_snr.time_of_network(torch.tensor(float(time)))
             if not 0 < t <= self._log_snr.end:
                 raise ValueError(f"timestep {time} is out of range of the process")
             levels = self._log_snr.levels(t.reshape(1), dtype)

@@ -28,6 +28,9 @@ COUNTS = (2, 3, 4, STEPS)
 MORE = 150
 """Further combinations that are tried before an option is called silent."""
 
+KEPT = 0.7
+"""Share of the options that are left as they are, in every other further combination."""
+
 COMPANIONS = 12
 """Tries to find a combination with a pair of values that is not refused."""
 
@@ -234,10 +237,15 @@ def _is_training_count(subject: SchedulerUnderTest, name: str, values: tuple[Any
 
 
 def _more(subject: SchedulerUnderTest) -> Iterator[Config]:
-    """Further combinations, for an option that needs two others to matter; always the same ones."""
+    """Further combinations, for an option that needs two others to matter; always the same ones.
+
+    In every other one most options are left as they are, as classes with many options refuse most wild combinations.
+    """
     source = random.Random(0)
-    for _ in range(MORE):
-        yield {name: source.choice(values) for name, values in subject.options.items()}
+    for turn in range(MORE):
+        wild = {name: source.choice(values) for name, values in subject.options.items()}
+        kept = {name for name in wild if turn % 2 and source.random() < KEPT}
+        yield {name: value for name, value in wild.items() if name not in kept}
 
 
 def _prepared(subject: SchedulerUnderTest, config: Config) -> Any:

@@ -113,6 +113,10 @@ def _global_states() -> tuple[torch.Tensor, Any, Any]:
     return torch.get_rng_state(), np.random.get_state(legacy=False)["state"]["key"].tolist(), random.getstate()
 
 
+CHURN = {"s_churn": (0.0, 2.0)}
+"""An option of the constructor, where noise is added ahead of the network."""
+
+
 def draws_do_not_depend_on_options(subject: SchedulerUnderTest, given: Given) -> None:
     """A step takes as many numbers from the generator at zero noise as at full noise.
 
@@ -122,10 +126,16 @@ def draws_do_not_depend_on_options(subject: SchedulerUnderTest, given: Given) ->
     _require_generator(subject)
     config = some_config(subject, given)
     offered = {name: values for name, values in STOCHASTIC_OPTIONS.items() if subject.takes("step", name)}
-    if not offered:
-        raise NotApplicable(f"step takes none of {', '.join(STOCHASTIC_OPTIONS)}")
-    for name, (off, on) in offered.items():
-        streams = {value: _states(subject, config, {name: value}) for value in (off, on)}
+    made_with = {name: values for name, values in CHURN.items() if subject.takes("__init__", name)}
+    if not offered and not made_with:
+        raise NotApplicable(f"step takes none of {', '.join(STOCHASTIC_OPTIONS)}, nor is it made with s_churn")
+    for name, (off, on) in (offered | made_with).items():
+        streams = {
+            value: _states(subject, config | {name: value}, {})
+            if name in made_with
+            else _states(subject, config, {name: value})
+            for value in (off, on)
+        }
         for index, (a, b) in enumerate(zip(streams[off], streams[on], strict=True)):
             if not torch.equal(a, b):
                 raise Violation(f"the step draws another amount of noise for {name}={off:g} than for {name}={on:g}",

@@ -1,5 +1,8 @@
-"""Predictor–corrector sampling of the VE SDE: Score-Based Generative Modeling through Stochastic Differential Equations
-(Song et al., arXiv 2011.13456), algorithms 1, 2 and 4."""
+"""Predictor–corrector sampling of the VE SDE.
+
+Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv 2011.13456), algorithms
+1, 2 and 4.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,8 @@
-"""Predictor–corrector sampling of the VP and sub-VP SDEs: Score-Based Generative Modeling through Stochastic Differential
-Equations (Song et al., arXiv 2011.13456), algorithms 1, 3 and 5."""
+"""Predictor–corrector sampling of the VP and sub-VP SDEs.
+
+Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations" (arXiv 2011.13456), algorithms
+1, 3 and 5.
+"""
 
 from __future__ import annotations
 
