@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from diffusers_ref.schedulers.dpm_solver_singlestep import (
         DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler,
     )
+    from diffusers_ref.schedulers.dpm_solver_adaptive import DPMSolverAdaptiveScheduler as DPMSolverAdaptiveScheduler
     from diffusers_ref.schedulers.dpmpp_2m import DPMPP2MScheduler as DPMPP2MScheduler
     from diffusers_ref.schedulers.dpmpp_2m_sde import DPMPP2MSDEScheduler as DPMPP2MSDEScheduler
     from diffusers_ref.schedulers.dpmpp_2s_ancestral import DPMPP2SAncestralScheduler as DPMPP2SAncestralScheduler
@@ -86,6 +87,7 @@ if TYPE_CHECKING:
     from diffusers_ref.schedulers.lms_discrete import LMSDiscreteScheduler as LMSDiscreteScheduler
     from diffusers_ref.schedulers.pndm import PNDMScheduler as PNDMScheduler
     from diffusers_ref.schedulers.scheduler import SchedulerMixin as SchedulerMixin
+    from diffusers_ref.schedulers.score_sde_ode import ScoreSdeOdeScheduler as ScoreSdeOdeScheduler
     from diffusers_ref.schedulers.score_sde_sub_vp import ScoreSdeSubVpScheduler as ScoreSdeSubVpScheduler
     from diffusers_ref.schedulers.score_sde_ve import ScoreSdeVeScheduler as ScoreSdeVeScheduler
     from diffusers_ref.schedulers.score_sde_vp import ScoreSdeVpScheduler as ScoreSdeVpScheduler

@@ -47,6 +47,14 @@ class ReferenceImplementation(Implementation):
         },
         "contract/KDPM2AncestralDiscreteScheduler/timesteps_descend_within_training": "the level between lies at the "
         "next one, to which noise returns; of use_karras_sigmas published classes round the times but for those between",
+        "contract/DPMPP2SAncestralScheduler/timesteps_descend_within_training": "the evaluation between lies midway to "
+        "σ_down, at η = 1 at the next level itself, and beyond it for a larger η",
+        "contract/DPMFastScheduler/timesteps_differ": "quantize gives two evaluations one training timestep",
+        **{
+            f"contract/DPMFastScheduler/start_is_found_by_its_{what}": "n evaluations are fewer steps, of one to three "
+            "evaluations each, and sampling begins at the first evaluation of a step"
+            for what in ("timestep", "index")
+        },
         "contract/ScoreSdeVeScheduler/limits_hold_in_the_result": "the last level is σ(ε), a little above the σ_1 that the "
         "last step takes off",
     }

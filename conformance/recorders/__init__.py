@@ -21,6 +21,7 @@ from conformance.errors import ConformanceError
 # system -> module; a module is imported only when its system is recorded.
 RECORDERS = {
     "consistency-models": "openai_consistency_models",
+    "dpm-solver": "luchengthu_dpm_solver",
     "ddim": "ermongroup_ddim",
     "ddpm": "hojonathanho_diffusion",
     "edm": "nvlabs_edm",

@@ -1,4 +1,4 @@
-"""Recorder for Latent Consistency Models: the authors' scheduler and loops, which are HF diffusers' community pipelines.
+"""Recorder for Latent Consistency Models: the authors' scheduler and loops, community pipelines of HF diffusers.
 
 github.com/luosiallen/latent-consistency-model holds no sampler of its own: its `predict.py` loads the custom pipeline
 `latent_consistency_txt2img`, which the authors contributed to HF diffusers, with a scheduler class in the same file.

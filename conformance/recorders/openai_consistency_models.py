@@ -54,9 +54,7 @@ class Sampling:
         return "sample_onestep" if self.ts is None else "stochastic_iterative_sampler"
 
 
-def run(
-    code: SimpleNamespace, asked: Sampling, network: Probe, shape: Sequence[int], dtype: torch.dtype
-) -> Run:
+def run(code: SimpleNamespace, asked: Sampling, network: Probe, shape: Sequence[int], dtype: torch.dtype) -> Run:
     """`karras_sample` around a KarrasDenoiser of a distilled model."""
     levels = {"sigma_min": 0.002, "sigma_max": 80.0, "rho": 7.0, **asked.levels}
     sigma_data = levels.pop("sigma_data", 0.5)

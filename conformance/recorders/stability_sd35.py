@@ -1,9 +1,9 @@
-"""Recorder for Stability-AI/sd3.5: `sd3_impls.py` (levels, guidance, both samplers) and the levels of `sd3_infer.py`."""
+"""Recorder for Stability-AI/sd3.5: the levels of `sd3_infer.py`, guidance and both samplers of `sd3_impls.py`."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ ORIGINAL = Original(
 STUBS = ("dit_embedder", "mmditx", "other_impls", "einops", "fire", "PIL", "PIL.Image")
 CHANGES = (
     "the networks, einops, fire and PIL stubbed, and the progress bar left out",
-    "BaseModel without its constructor; the condition and its absence have one answer, so that guidance changes nothing",
+    "BaseModel without its constructor; the answer is the same without the condition, so that guidance has no effect",
 )
 FLOAT32_LATENTS = ("latent and noise are float32 where the script has float16",)
 LIFTED = (
@@ -61,9 +61,7 @@ class Sampling:
     half: bool = False
 
 
-def run(
-    code: SimpleNamespace, asked: Sampling, network: Probe, shape: Sequence[int], dtype: torch.dtype
-) -> Run:
+def run(code: SimpleNamespace, asked: Sampling, network: Probe, shape: Sequence[int], dtype: torch.dtype) -> Run:
     """`do_sampling` from the noise to the sampler's result, before it is scaled for the decoder."""
     impls = code.impls
     levels = impls.ModelSamplingDiscreteFlow(shift=asked.shift)

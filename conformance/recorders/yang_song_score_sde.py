@@ -30,7 +30,7 @@ ORIGINAL = Original(
 STUBS = ("torch.utils.cpp_extension",)
 CHANGES = (
     "torch.utils.cpp_extension stubbed",
-    "sampling.shared_predictor_update_fn: the network answers first, before noise is drawn; this changes no number",
+    "the network answers before noise is drawn and before the drift is computed; this changes no number",
 )
 LIFTED = (
     "sde_lib: the float32 tables of the discrete chains are handed out as float64",
@@ -39,6 +39,8 @@ LIFTED = (
     "sampling.LangevinCorrector: step sizes in float64",
 )
 SCHEDULERS = {"VESDE": "ScoreSdeVeScheduler", "VPSDE": "ScoreSdeVpScheduler", "subVPSDE": "ScoreSdeSubVpScheduler"}
+CONTROLLED = 1e-8
+"""Allowed in float64 where steps follow from error estimates, which are small differences."""
 DISCRETE_TABLES = ("discrete_betas", "alphas", "alphas_cumprod", "sqrt_1m_alphas_cumprod", "discrete_sigmas")
 
 
@@ -54,48 +56,56 @@ def original(source: Path) -> Iterator[SimpleNamespace]:
         )  # fmt: skip
 
 
-class _Network:
-    """What the original asks a model for: `eval`, and being called with labels."""
+class _Model:
+    """What the original asks a model for: `eval`, and being called with labels. Asked again for the same tensor, it
+    gives the same answer without asking the network."""
 
     def __init__(self, network: Callable[..., torch.Tensor]) -> None:
         self._network = network
+        self._x: torch.Tensor | None = None
+        self._answer = torch.empty(0)
 
     def eval(self) -> None:
         pass
 
     def __call__(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        return self._network(x, labels)
-
-
-class _Answer(_Network):
-    """A network that is asked once; what it answers the first time, it answers again."""
-
-    _answer: torch.Tensor | None = None
-
-    def __call__(self, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self._answer is None:
-            self._answer = self._network(x, labels)
+        if x is not self._x:
+            self._x, self._answer = x, self._network(x, labels)
         return self._answer
 
 
-@contextmanager
-def answering_first(code: SimpleNamespace) -> Iterator[None]:
-    """The predictor's network answers before anything else is done in its step.
+# The network has to answer before anything else is done with its input: then every draw follows the evaluation that it
+# is for, and the state of a forced run is in place from the beginning.
 
-    So every draw follows the evaluation that it is for, and a forced run's state is in place from the beginning.
-    """
+
+@contextmanager
+def predictor_asks_first(code: SimpleNamespace) -> Iterator[None]:
+    """In a step of a predictor."""
     update = code.sampling.shared_predictor_update_fn
 
-    def after_the_answer(
+    def asking_first(
         x: torch.Tensor, t: torch.Tensor, sde: Any, model: Any, predictor: Any, continuous: bool, **options: Any
     ) -> Any:
         if predictor is not code.sampling.NonePredictor:
-            model = _Answer(model)
             code.mutils.get_score_fn(sde, model, continuous=continuous)(x, t)
         return update(x, t, sde=sde, model=model, predictor=predictor, continuous=continuous, **options)
 
-    with patch.object(code.sampling, "shared_predictor_update_fn", after_the_answer):
+    with patch.object(code.sampling, "shared_predictor_update_fn", asking_first):
         yield
+
+
+def reverse_asks_first(sde: Any) -> None:
+    """In the functions of the reverse-time SDE."""
+    reverse = sde.reverse
+
+    def asking_first(score_fn: Any, probability_flow: bool = False) -> Any:
+        backwards = reverse(score_fn, probability_flow)
+        for name in ("sde", "discretize"):
+            function = getattr(backwards, name)
+            setattr(backwards, name, lambda x, t, function=function: (score_fn(x, t), function(x, t))[1])
+        return backwards
+
+    sde.reverse = asking_first
 
 
 @contextmanager
@@ -147,14 +157,45 @@ def sampler(
             return x.to(dtype)
 
         sde.prior_sampling = prior_sampling
-        with answering_first(code), lifted(sde, dtype):
+        with predictor_asks_first(code), lifted(sde, dtype):
             sample = code.sampling.get_pc_sampler(
                 sde, shape, predictor, corrector, inverse_scaler=lambda x: x, device="cpu", **options
             )
-            final, _ = sample(_Network(network))
+            final, _ = sample(_Model(network))
         return Run(final, None, tables, initial[0])
 
     return run
+
+
+def ode_sampler(
+    code: SimpleNamespace, sde_name: str, sde_options: dict[str, Any], sampling: dict[str, Any]
+) -> Callable[..., Run]:
+    """`run` of a case: the original's ode_sampler (scipy's RK45); `sampling` as `get_ode_sampler` takes it."""
+
+    def run(network: Callable[..., torch.Tensor], shape: Sequence[int], dtype: torch.dtype) -> Run:
+        sde = getattr(code.sde_lib, sde_name)(**sde_options)
+        initial = sde.prior_sampling(shape)
+        reverse_asks_first(sde)
+        with lifted(sde, dtype), keeping_float64(), patch.object(torch, "randn_like", _float32_noise):
+            sample = code.sampling.get_ode_sampler(sde, shape, inverse_scaler=lambda x: x, device="cpu", **sampling)
+            final, _ = sample(_Model(network), z=initial.to(dtype, copy=True))
+        return Run(final, None, {}, initial)
+
+    return run
+
+
+def _float32_noise(x: torch.Tensor) -> torch.Tensor:
+    return torch.randn(x.shape).to(x.dtype)
+
+
+@contextmanager
+def keeping_float64() -> Iterator[None]:
+    """For the oracle: a float64 state of the solver reaches the network as a copy of itself, not in float32."""
+    convert = torch.Tensor.type
+    solver_state = lambda x: x.dtype == torch.float64 and x.ndim == 4
+    kept = lambda x, *dtype: x.clone() if solver_state(x) else convert(x, *dtype)
+    with patch.object(torch.Tensor, "type", kept):
+        yield
 
 
 def _tables(sde: Any, eps: float) -> dict[str, torch.Tensor]:
@@ -169,6 +210,7 @@ def _tables(sde: Any, eps: float) -> dict[str, torch.Tensor]:
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase | ModelCase | PipelineCase]:
     """The samplers; then the networks and the pipeline."""
     yield from sampler_cases(code)
+    yield from ode_cases(code)
     yield from network_cases(code, sampler, LIFTED)
 
 
@@ -184,7 +226,6 @@ def sampler_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """
     reverse, ancestral, euler = "reverse_diffusion", "ancestral_sampling", "euler_maruyama"
     case = partial(_case, code)
-    yield case("VESDE", 5, VE, reverse, "langevin")
     yield case("VESDE", 9, {**VE, "sigma_max": 1348.0}, reverse, "langevin", n_steps=2, snr=0.1, denoise=False)
     yield case("VESDE", 1, {**VE, "sigma_min": 5.0}, reverse, shape=(3, 1, 2, 2))
     yield case("VESDE", 10, VE, reverse, probability_flow=True)
@@ -195,15 +236,53 @@ def sampler_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     yield case("VESDE", 5, VE, "none", "langevin", n_steps=2)
     yield case("VESDE", 100, VE, reverse, "langevin")
     yield case("VPSDE", 10, VP, euler)
-    yield case("VPSDE", 2, VP, euler, denoise=False, eps=0.1)
     yield case("VPSDE", 21, VP, reverse, "langevin")
     yield case("VPSDE", 7, MILD, reverse, probability_flow=True, continuous=False)
     yield case("VPSDE", 6, MILD, ancestral, "ald", n_steps=2, snr=0.3, denoise=False)
     yield case("VPSDE", 40, VP, ancestral, continuous=False)
     yield case("VPSDE", 6, MILD, euler, "langevin", continuous=False)
     yield case("subVPSDE", 10, VP, euler, denoise=False)
-    yield case("subVPSDE", 7, VP, reverse, eps=0.02)
+    yield case("subVPSDE", 2, VP, reverse, eps=0.02)
     yield case("subVPSDE", 12, MILD, reverse, probability_flow=True)
+
+
+def ode_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
+    """The probability flow ODE: in float32 with a tolerance above its noise, and in float64 with small ones."""
+    yield _ode_case(code, "VPSDE", "vp", {**VP, "N": 1000}, tolerance=0.1)
+    yield _ode_case(code, "VESDE", "ve", {**VE, "N": 50}, tolerance=1e-3, denoise=True, wide=True)
+
+
+def _ode_case(
+    code: SimpleNamespace,
+    sde: str,
+    name: str,
+    sde_options: dict[str, Any],
+    tolerance: float,
+    denoise: bool = False,
+    wide: bool = False,
+) -> SchedulerCase:
+    """wide: every run is the oracle's."""
+    eps = 1e-5 if sde == "VESDE" else 1e-3
+    sampling = {"eps": eps, "rtol": tolerance, "atol": tolerance}
+    config = {"sde": name, "sampling_eps": eps, "rtol": tolerance, "atol": tolerance, "noise_removal": denoise}
+    config |= {"num_train_timesteps" if key == "N" else key: value for key, value in sde_options.items()}
+    run = ode_sampler(code, sde, sde_options, {**sampling, "denoise": denoise})
+    changes = (*CHANGES, "run in float64, as float32 noise shows in the error estimates") if wide else CHANGES
+    return SchedulerCase(
+        name=f"{name.replace('_', '-')}-ode-{tolerance:g}{'-denoised' if denoise else ''}",
+        title=f"{sde}, probability flow ODE, tolerances {tolerance:g}{', in float64' if wide else ''}",
+        location="section 4.3, equation 13; section D.4",
+        cls="ScoreSdeOdeScheduler",
+        config=config,
+        set_timesteps={},
+        run=(lambda network, shape, dtype: run(network, shape, torch.float64)) if wide else run,
+        network=_network(sde, 1000, {"continuous": True}),
+        functions=("sampling.py:get_ode_sampler", f"sde_lib.py:{sde}", "models/utils.py:get_score_fn"),
+        shape=(2, 3, 2, 2),
+        changes=changes,
+        lifted=(*LIFTED[:2], "sampling.ode_sampler: the solver's state reaches the network in float64"),
+        **({"float64_tolerance": CONTROLLED} if wide else {}),  # type: ignore[arg-type]
+    )
 
 
 LOCATIONS = {"VESDE": "Algorithms 1, 2 and 4; equation 30", "VPSDE": "Algorithms 1, 3 and 5; equation 32",

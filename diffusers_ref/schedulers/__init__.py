@@ -11,6 +11,7 @@ from diffusers_ref.schedulers.dpm_adaptive import DPMAdaptiveScheduler
 from diffusers_ref.schedulers.dpm_fast import DPMFastScheduler
 from diffusers_ref.schedulers.dpm_solver_multistep import DPMSolverMultistepScheduler
 from diffusers_ref.schedulers.dpm_solver_singlestep import DPMSolverSinglestepScheduler
+from diffusers_ref.schedulers.dpm_solver_adaptive import DPMSolverAdaptiveScheduler
 from diffusers_ref.schedulers.dpmpp_2m import DPMPP2MScheduler
 from diffusers_ref.schedulers.dpmpp_2m_sde import DPMPP2MSDEScheduler
 from diffusers_ref.schedulers.dpmpp_2s_ancestral import DPMPP2SAncestralScheduler
@@ -33,6 +34,7 @@ from diffusers_ref.schedulers.lcm import LCMScheduler
 from diffusers_ref.schedulers.lms_discrete import LMSDiscreteScheduler
 from diffusers_ref.schedulers.pndm import PNDMScheduler
 from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput
+from diffusers_ref.schedulers.score_sde_ode import ScoreSdeOdeScheduler
 from diffusers_ref.schedulers.score_sde_sub_vp import ScoreSdeSubVpScheduler
 from diffusers_ref.schedulers.score_sde_ve import ScoreSdeVeScheduler
 from diffusers_ref.schedulers.score_sde_vp import ScoreSdeVpScheduler
@@ -52,6 +54,7 @@ __all__ = [
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
+    "DPMSolverAdaptiveScheduler",
     "EDMAblationScheduler",
     "EDMEulerScheduler",
     "EDMHeunScheduler",
@@ -70,6 +73,7 @@ __all__ = [
     "PNDMScheduler",
     "SchedulerMixin",
     "SchedulerOutput",
+    "ScoreSdeOdeScheduler",
     "ScoreSdeSubVpScheduler",
     "ScoreSdeVeScheduler",
     "ScoreSdeVpScheduler",

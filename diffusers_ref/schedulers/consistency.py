@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +44,6 @@ class _Step(NamedTuple):
     c_out: float
     c_in: float
     next_noise: float  # s_noise · √(τ' ² − ε²)
-    is_last: bool
 
 
 class CMStochasticIterativeScheduler(SchedulerMixin):
@@ -125,12 +123,12 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
             raise ValueError(f"give exactly one of num_inference_steps, timesteps and ts; given: {what}")
         if ts is not None:
             path = self._indices("ts", ts)
-        elif timesteps is not None:
-            path = [*self._indices("timesteps", timesteps)[::-1], len(self) - 1]
         else:
-            (count,) = self._indices("num_inference_steps", [num_inference_steps], first=1)
-            path = [*range(0, count * (len(self) // count), len(self) // count), len(self) - 1]
-        if len(path) < 2 or any(later < earlier for earlier, later in pairwise(path)):
+            if timesteps is None:
+                (count,) = self._indices("num_inference_steps", [num_inference_steps], first=1)
+                timesteps = [i * (len(self) // count) for i in reversed(range(count))]
+            path = [*self._indices("timesteps", timesteps)[::-1], len(self) - 1]
+        if len(path) < 2 or path != sorted(path):
             way = "ascend" if ts is None else "descend"
             raise ValueError(f"{given[0]}={requests[given[0]]} is not allowed; it must not {way}, nor be too short")
 
@@ -183,12 +181,12 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
-    def scale_model_input(self, sample: Tensor, timestep: Time | Tensor) -> Tensor:
-        """c_in x, with c_in = 1/√(σ² + σ_data²)."""
+    def scale_model_input(self, sample: Tensor, timestep: Time | Tensor | None = None) -> Tensor:
+        """c_in x, with c_in = 1/√(σ² + σ_data²), at an entry of `timesteps` (by default the next)."""
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
         coefficients = self._coefficients(dtype)
-        c = coefficients[self._locate(timestep, self._step_index)]
-        return (c.c_in * sample.to(dtype)).to(sample.dtype)
+        index = (self._step_index or 0) if timestep is None else self._locate(timestep, self._step_index)
+        return (coefficients[index].c_in * sample.to(dtype)).to(sample.dtype)
 
     def step(
         self,
@@ -211,7 +209,8 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
         """
         dtype = self._check(model_output, sample)
         coefficients = self._coefficients(dtype)
-        c = coefficients[self._advance(timestep)]
+        index = self._advance(timestep)
+        c = coefficients[index]
         draws = self._draws or variance_noise is not None
         noise = self._noise(sample, generator, variance_noise, dtype) if draws else None
 
@@ -221,7 +220,7 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
         prev_sample = denoised
         if noise is not None and self._draws:
             prev_sample = denoised + noise * c.next_noise
-        if self.config.clip_result and c.is_last:
+        if self.config.clip_result and index + 1 == len(coefficients):
             prev_sample = prev_sample.clamp(-1, 1)
 
         result = SchedulerOutput(prev_sample.to(sample.dtype), denoised.to(sample.dtype))
@@ -241,11 +240,8 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
             sigma = torch.tensor(self._levels, dtype=dtype)
             c_skip, c_out = self.get_scalings_for_boundary_condition(sigma)
             c_in = 1 / (sigma**2 + self.config.sigma_data**2) ** 0.5
-            rows = list(by_step(c_skip, c_out, c_in))
-            self._coefficient_cache[dtype] = [
-                _Step(*row, next_noise=noise, is_last=index == len(rows) - 1)
-                for index, (row, noise) in enumerate(zip(rows, self._next_noise, strict=True))
-            ]
+            rows = by_step(c_skip, c_out, c_in, torch.tensor(self._next_noise, dtype=torch.float64))
+            self._coefficient_cache[dtype] = [_Step(*row) for row in rows]
         return self._coefficient_cache[dtype]
 
     # --- the forward process -----------------------------------------------------------------------------------------

@@ -8,8 +8,8 @@
     weights               C_ij, eq. 15
     rho                   ρ = √(1 − ᾱ)/√ᾱ
 
-Every step is x' = Ψ x + Σ_j C_ij ε_{i+j} (eq. 14): the linear part of the probability flow exactly, and ε as a polynomial
-through its last values. The variants differ in the variable of the polynomial.
+Every step is x' = Ψ x + Σ_j C_ij ε_{i+j} (eq. 14): the linear part of the probability flow exactly, and ε as a
+polynomial through its last values. The variants differ in the variable of the polynomial.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from torch import Tensor
 from diffusers_ref.configuration import ConfigError, register_to_config
 from diffusers_ref.schedulers.conventions import choose
 from diffusers_ref.schedulers.piecewise_vp import PiecewiseVP, TimePhase, adams_bashforth_in_rho, requested_times
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 from diffusers_ref.schedulers.sigmas import sigma_table
 from diffusers_ref.schedulers.solver_grids import SIGMA_GRIDS, SolverGrid, check_grid_options, solver_grid
 from diffusers_ref.schedulers.solver_outputs import OutputConversion
@@ -70,7 +70,8 @@ class DEISMultistepScheduler(SolverScheduler):
         lower_order_final: with "logrho", orders fall to 2 and 1 in the last steps of runs of fewer than 15.
         use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: which σ/α are visited, each at the nearest integer
             time. Published runs end at the last of them, so that the last step does not move.
-        use_flow_sigmas, flow_shift, use_dynamic_shifting, time_shift_type: a flow, x_t = (1 − σ)·x_0 + σ·n; the same.
+        use_flow_sigmas, flow_shift, use_dynamic_shifting, time_shift_type: a flow, x_t = (1 − σ)·x_0 + σ·n. It ends at
+            0, by a step of order 1 (HF diffusers repeats the last σ, and leaves its noise in the result).
         timestep_spacing, steps_offset: the grid of times where none of the above chooses levels; it ends at ᾱ_0.
     Conventions of originals:
         coefficients: see `Coefficients`; by default "compvis" for scaled_linear, "float64" for squaredcos_cap_v2,
@@ -192,7 +193,9 @@ class DEISMultistepScheduler(SolverScheduler):
     ) -> SolverGrid:
         options = {**self.config, "final_sigmas_type": "sigma_min"}
         grid = solver_grid(options, self._ratios, num_inference_steps, timesteps, sigmas, mu)  # type: ignore[arg-type]
-        if any(self.config.get(name) for name in SIGMA_GRIDS):
+        if self.config.use_flow_sigmas:
+            grid.sigmas[-1] = 0.0
+        elif any(self.config.get(name) for name in SIGMA_GRIDS):
             grid.sigmas[-1] = grid.sigmas[-2]
         return grid
 
@@ -208,6 +211,8 @@ class DEISMultistepScheduler(SolverScheduler):
             self._before.append([index, *earlier][: self.config.solver_order])
         lowers = self._is_published and self.config.lower_order_final and count < 15
         self._orders = [min(self.config.solver_order, count - i if lowers else 4) for i in range(count)]
+        if not self.sigmas[-1]:
+            self._orders[-1] = 1
         self._weight_cache: dict[tuple[int, int], list[float]] = {}
         for index in range(count):
             self._weights(index, min(len(self._before[index]), self._orders[index]))
@@ -218,7 +223,7 @@ class DEISMultistepScheduler(SolverScheduler):
     # --- one step ----------------------------------------------------------------------------------------------------
 
     def scale_model_input(self, sample: Tensor, timestep: Time | Tensor | None = None) -> Tensor:
-        """The network's input: the sample; with "rho_ab" √ᾱ · sample, at an entry of `timesteps` (by default the next)."""
+        """The network's input at an entry of `timesteps` (by default the next): sample, or √ᾱ · sample with "rho_ab"."""
         if self._solver is not DeisSolver.RHO_AB:
             return sample
         self._require_timesteps()
@@ -242,6 +247,7 @@ class DEISMultistepScheduler(SolverScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
+        self._require_timesteps()
         coefficients: list[_Row] = self._coefficients(dtype)
         index = self._advance(timestep)
         alpha, sigma, of_x = coefficients[index]
@@ -288,10 +294,8 @@ class DEISMultistepScheduler(SolverScheduler):
     def _make_coefficients(self, dtype: torch.dtype) -> list[_Row]:
         if self._is_published:
             levels = self._levels(dtype)
-            of_x = levels.alpha[1:] / levels.alpha[:-1]
-            return [
-                _Row(*row) for row in zip(levels.alpha.tolist(), levels.sigma.tolist(), of_x.tolist(), strict=False)
-            ]
+            start = levels.at(slice(None, -1))
+            return [_Row(*row) for row in by_step(start.alpha, start.sigma, levels.alpha[1:] / start.alpha)]
         scales = self._process.unit_scale(self._seen)
         scales[-1] = self._process.unit_scale(self._grid_times[-1])
         self._scales: list[float] = scales.tolist()

@@ -5,8 +5,8 @@
     rho                   ρ = √(1 − ᾱ)/√ᾱ
     slope                 dy/dρ, which is ε_θ
 
-A step of s stages evaluates the network s times. `timesteps` lists the evaluations in order, and `step` maps each output
-to the state at the next one.
+A step of s stages evaluates the network s times. `timesteps` lists the evaluations in order, and `step` maps each
+output to the state at the next one. The network is given the float32 times of the original.
 """
 
 from __future__ import annotations
@@ -124,16 +124,17 @@ class DEISRungeKuttaScheduler(SolverScheduler):
         """
         process = self._process
         times = requested_times(process, self._phase, self._exponent, num_inference_steps, timesteps)
-        rhos = process.rho(times)
+        rhos, listed = process.rho(times), times.tolist()
         entries: list[Time] = []
         visited: list[np.float32] = []
-        for time, rho, rho_next in zip(times[:-1].tolist(), rhos, rhos[1:], strict=False):
+        for time, time_next, rho, rho_next in zip(listed, listed[1:], rhos, rhos[1:], strict=False):
             h = rho_next - rho
             inner = [rho + h * np.float32(node) for node in self._tableau.nodes]
             visited += [rho, *inner]
-            entries += [time, *process.time(np.array(inner, dtype=np.float32)).tolist()]
+            entries += [time, *(process.exact_time(level, time, time_next) for level in inner)]
         self.sigmas = torch.from_numpy(rhos.copy())
-        self._seen = process.time(np.array(visited))
+        self._visited = np.array(visited)
+        self._seen = process.time(self._visited)
         self.init_noise_sigma = float(process.unit_scale(times[0]))
         self._final_scale = float(process.unit_scale(times[-1]))
         self._coefficient_cache: dict[torch.dtype, Any] = {}
@@ -170,6 +171,7 @@ class DEISRungeKuttaScheduler(SolverScheduler):
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list, for shapes that do not fit.
         """
         dtype = self._check(model_output, sample)
+        self._require_timesteps()
         stages: list[_Stage] = self._coefficients(dtype)
         index = self._advance(timestep)
         stage = stages[index]
@@ -211,7 +213,11 @@ class DEISRungeKuttaScheduler(SolverScheduler):
 
     def _level_at(self, time: Time, dtype: torch.dtype) -> tuple[float, float]:
         """1 and ρ: the state is x/√ᾱ."""
-        if not 0 <= time <= len(self) - 1 and not (self.num_inference_steps is not None and time in self._times):
+        if self.num_inference_steps is not None and time in self._times:
+            begin = self._begin_index
+            entry = begin if begin is not None and self._times[begin] == time else self._times.index(time)
+            return 1.0, float(self._visited[entry])
+        if not 0 <= time <= len(self) - 1:
             raise ValueError(f"timestep {time} is out of range; allowed: 0 to {len(self) - 1}")
         return 1.0, float(self._process.rho(np.float32(time)))
 

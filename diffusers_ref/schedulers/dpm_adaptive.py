@@ -12,8 +12,8 @@ C (algorithms 3 and 4), with a PID controller of the step's length (Söderlind, 
     error                 E_k, the root mean square of (low − high)/δ over the batch
     up                    the deviation of the noise after an accepted step
 
-A trial has k evaluations. It is accepted where the controller does not shorten the step by much; else it begins again at
-s, with another evaluation there. Sampling ends at sigma_min, not at 0. With η > 0, a step goes down to λ(σ_down) and
+A trial has k evaluations. It is accepted where the controller does not shorten the step by much; else it begins again
+at s, with another evaluation there. Sampling ends at sigma_min, not at 0. With η > 0, a step goes down to λ(σ_down) and
 back by noise; a noise is drawn after every accepted step, also with η = 0.
 
 In float32 the first error estimates are rounding noise: another machine takes other steps, and ends 1e-3 away.
@@ -159,7 +159,7 @@ class DPMAdaptiveScheduler(AdaptiveScheduler, SigmaScheduler):
 
     # --- the course of a run -----------------------------------------------------------------------------------------
 
-    def set_timesteps(
+    def set_timesteps(  # type: ignore[override]  # There is no grid.
         self,
         num_inference_steps: int | None = None,
         device: torch.device | str | None = None,
@@ -167,8 +167,10 @@ class DPMAdaptiveScheduler(AdaptiveScheduler, SigmaScheduler):
     ) -> None:
         """Begin a run, as if the scheduler had just been made.
 
-        num_inference_steps: taken from common loops, and of no effect, as the tolerances decide. device: where the time of an evaluation lies. dtype: of the arithmetic of the samples to come, float32 or
-        float64 (or its name), in which the time of the first evaluation is computed.
+        num_inference_steps: taken from common loops, and of no effect, as the tolerances decide.
+        device: where the time of an evaluation lies.
+        dtype: of the arithmetic of the samples to come, float32 or float64 (or its name), in which the time of the
+            first evaluation is computed.
         """
         if dtype not in _DTYPES:
             raise ValueError(f"dtype={dtype!r} is not allowed: float32 or float64 is needed")

@@ -85,7 +85,9 @@ class DPMFastScheduler(SigmaScheduler):
     def _ends(self) -> tuple[float, float]:
         return ends_of(self.config, self._sigma_table)
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: torch.device | str | None = None) -> None:
+    def set_timesteps(  # type: ignore[override]  # The grid is its own.
+        self, num_inference_steps: int | None = None, device: torch.device | str | None = None
+    ) -> None:
         """Choose the grid of n evaluations of the network and begin anew, as if the scheduler had just been made.
 
         num_inference_steps: n, at least 1. device: where `timesteps` lies. Raises ValueError for another n.

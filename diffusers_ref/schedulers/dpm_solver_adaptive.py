@@ -96,6 +96,13 @@ class DPMSolverAdaptiveScheduler(AdaptiveScheduler):
         if thresholding and not self._algorithm.is_of_data and final_sigmas_type != "zero":
             raise ConfigError("thresholding has an effect on a solver of the noise only if it ends at zero")
 
+    @property
+    def log_alphas(self) -> Tensor:
+        """(N,) float32, log α of the chain as a discrete `log_snr` interpolates it."""
+        if not isinstance(self._schedule, DiscreteLogSnr):
+            raise AttributeError("log_alphas needs a discrete log_snr")
+        return self._schedule.log_alphas
+
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
@@ -216,7 +223,8 @@ class DPMSolverAdaptiveScheduler(AdaptiveScheduler):
     def _finish(
         self, output: Tensor, x: Tensor, dtype: torch.dtype, return_dict: bool
     ) -> SchedulerOutput | tuple[Tensor, ...]:
-        level = self._schedule.levels(torch.full((1,), self._end_time), x.dtype)
+        # This one time is float32 whatever the arithmetic is.
+        level = self._schedule.levels(torch.full((1,), self._end_time), torch.float32)
         x0 = self._convert.x0(output, x, level.alpha.item(), level.sigma.item()).to(dtype)
         self._continue(None)
         result = SchedulerOutput(x0, x0)

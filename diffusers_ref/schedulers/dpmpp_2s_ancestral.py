@@ -80,22 +80,24 @@ class DPMPP2SAncestralScheduler(SigmaScheduler):
         self._prepare()
 
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
-        eta = self.config.eta
         plan: list[Evaluation] = []
-        for i, (sigma, level) in enumerate(pairwise(sigmas)):
+        # σ_down is a difference of squares: crowsonkb's grids take it as the original rounds it, others exactly.
+        published, eta = self._schedule is None, self.config.eta
+        rounded = sigmas.double() if published else sigmas.float()
+        for i, (sigma, level) in enumerate(pairwise(rounded if published else sigmas)):
             down, up = ancestral_step(sigma, level, eta)
             draws = bool(level > 0)
-            # In float32 whatever the arithmetic is, so that it has the same evaluations.
-            if ancestral_step(sigma.float(), level.float(), eta)[0] == 0:
+            # In float64 runs the original's float32 decides which steps are Euler's.
+            if ancestral_step(rounded[i], rounded[i + 1], eta)[0] == 0:
                 step = _Step(up=up, dt=down - sigma, is_euler=True, draws=draws)
-                plan.append(Evaluation(sigma, step, level=i))
+                plan.append(Evaluation(sigmas[i], step, level=i))
                 continue
             t, t_next = time_of(sigma), time_of(down)
             h = t_next - t
             middle = level_of(t + R * h)
-            plan.append(Evaluation(sigma, _Step(middle / level_of(t), (-h * R).expm1()), level=i))
+            plan.append(Evaluation(sigmas[i], _Step(middle / level_of(t), (-h * R).expm1()), level=i))
             last = _Step(level_of(t_next) / level_of(t), (-h).expm1(), up, is_second=True, draws=draws)
-            plan.append(Evaluation(middle, last, begins=False))
+            plan.append(Evaluation(middle.to(sigmas.dtype), last, begins=False))
         return plan
 
     def _restart(self) -> None:

@@ -24,7 +24,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import register_to_config
@@ -128,8 +127,8 @@ class DPMPP3MSDEScheduler(BrownianScheduler):
         """One step.
 
         model_output, sample: (B, C, ...). timestep: an entry of `timesteps`.
-        generator, variance_noise (B, C, ...), noise_sampler: one source of the noise, see `BrownianScheduler`; nothing is
-        drawn with η = 0 and in a step to σ = 0.
+        generator, variance_noise (B, C, ...), noise_sampler: one source of the noise, see `BrownianScheduler`; nothing
+        is drawn with η = 0 and in a step to σ = 0.
         Returns the next sample and x_θ in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
 
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.

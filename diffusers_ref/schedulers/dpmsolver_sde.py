@@ -22,7 +22,6 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import ConfigError, register_to_config
@@ -89,14 +88,16 @@ class DPMSolverSDEScheduler(BrownianScheduler):
 
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
         plan: list[Evaluation] = []
-        for i, (sigma, level) in enumerate(pairwise(sigmas)):
+        # σ_down is a difference of squares: crowsonkb's grids take it as the original rounds it, others exactly.
+        for i, (sigma, level) in enumerate(pairwise(sigmas.double() if self._schedule is None else sigmas)):
             if level == 0:
-                plan.append(Evaluation(sigma, _Step(is_euler=True), level=i))
+                plan.append(Evaluation(sigmas[i], _Step(is_euler=True), level=i))
                 continue
             t, t_next = time_of(sigma), time_of(level)
             s = t + (t_next - t) * self.config.r
-            plan.append(Evaluation(sigma, self._way(t, s), level=i))
-            plan.append(Evaluation(level_of(s), self._way(t, t_next)._replace(is_second=True), begins=False))
+            plan.append(Evaluation(sigmas[i], self._way(t, s), level=i))
+            second = self._way(t, t_next)._replace(is_second=True)
+            plan.append(Evaluation(level_of(s).to(sigmas.dtype), second, begins=False))
         return plan
 
     def _way(self, t: Tensor, end: Tensor) -> _Step:
@@ -108,6 +109,7 @@ class DPMSolverSDEScheduler(BrownianScheduler):
 
     def _restart(self) -> None:
         self._base: Tensor | None = None
+        self._first: Tensor | None = None
         super()._restart()
 
     def step(
@@ -124,8 +126,8 @@ class DPMSolverSDEScheduler(BrownianScheduler):
         """Take the output of one evaluation; return the input of the next.
 
         model_output, sample: (B, C, ...). timestep: an entry of `timesteps`.
-        generator, variance_noise (B, C, ...), noise_sampler: one source of the noise, see `BrownianScheduler`; drawn after
-        every evaluation, also with η = 0, but for a step to σ = 0. s_noise: instead of the option.
+        generator, variance_noise (B, C, ...), noise_sampler: one source of the noise, see `BrownianScheduler`; drawn
+        after every evaluation, also with η = 0, but for a step to σ = 0. s_noise: instead of the option.
         Returns the next sample and x_θ in the dtype of `sample`; the arithmetic is in that dtype, at least in float32.
 
         Raises ValueError before `set_timesteps`, for a timestep that is not in the list and for shapes that do not fit.

@@ -8,8 +8,8 @@
     history               ε at the last times, newest first
     transfer              φ(x_t, ε, t, t − δ), eq. 11
 
-The method is iPNDM of DEIS (arXiv 2204.13902, appendix H.2), here as crowsonkb/v-diffusion has it (`iplms_sample`). What
-DEIS' own code runs under that name is `DEISMultistepScheduler(solver_type="ipndm")`.
+The method is iPNDM of DEIS (arXiv 2204.13902, appendix H.2), here as crowsonkb/v-diffusion has it (`iplms_sample`).
+What DEIS' own code runs under that name is `DEISMultistepScheduler(solver_type="ipndm")`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AngleSchedule(str, Enum):
     DDPM = "ddpm"
     """`get_ddpm_schedule`: log SNR = −log(expm1(1e-4 + 10 u²))."""
     SPLICED_DDPM_COSINE = "spliced_ddpm_cosine"
-    """`get_spliced_ddpm_cosine_schedule`, which its command line uses: DDPM's times at the noisy end, even ones below."""
+    """`get_spliced_ddpm_cosine_schedule`, that of its command line: DDPM's times at the noisy end, even ones below."""
     LOG = "log"
     """`get_log_schedule`: log SNR evenly from −10 to 10."""
 
@@ -47,7 +47,6 @@ class _Step(NamedTuple):
     sigma: float
     alpha_next: float
     sigma_next: float
-    divisor: float  # α, kept off 0 in the published form
 
 
 class IPNDMScheduler(SchedulerMixin):
@@ -56,7 +55,8 @@ class IPNDMScheduler(SchedulerMixin):
     Published options, with the meaning and default that HF diffusers gives them:
         num_train_timesteps: T, the length of the scheduler; no number depends on it.
         trained_betas: the n + 1 values of σ, the last where sampling ends, of the only grid that there is then; by
-            default sin²(π/2 · u) for u = 1, (n − 1)/n, ..., 0. At σ = 1 the first step has no use for the output.
+            default sin²(π/2 · u) for u = 1, (n − 1)/n, ..., 0. At σ = 1, where ε says
+            nothing of x_0, the step takes x̂_0 = −v (HF diffusers takes 0).
     Conventions of originals:
         angle_schedule: crowsonkb's grid of times, see `AngleSchedule`, with its order of operations.
 
@@ -111,7 +111,8 @@ class IPNDMScheduler(SchedulerMixin):
             raise ValueError(f"give exactly one of num_inference_steps and timesteps; given: {given}")
         if timesteps is not None:
             times = _explicit(timesteps)
-            self._sigmas: Tensor | None = None
+            # As published: of σ = 1 nothing is left for α, not the rounding of cos(π/2).
+            self._sigmas = None if self._schedule else _alpha_sigma(torch.tensor([*times, 0.0]))[1]
         else:
             times, self._sigmas = self._grid(_count(num_inference_steps))
         self._adopt(times, len(times), device)
@@ -155,12 +156,13 @@ class IPNDMScheduler(SchedulerMixin):
 
         epsilon = x * step.sigma + output * step.alpha
         self._history = [epsilon, *self._history[:3]]
-        pred = (x - step.sigma * self._combined()) / step.divisor
-        prev_sample = step.alpha_next * pred + step.sigma_next * self._mean  # eq. 11
+        mean = self._combined()
+        pred = (x - step.sigma * mean) / step.alpha if step.alpha else -output
+        prev_sample = step.alpha_next * pred + step.sigma_next * mean  # eq. 11
 
         x0 = None
         if self._schedule is not None:
-            x0 = ((x - step.sigma * epsilon) / step.divisor).to(sample.dtype)
+            x0 = ((x - step.sigma * epsilon) / step.alpha).to(sample.dtype)
         result = SchedulerOutput(prev_sample.to(sample.dtype), x0)
         return result if return_dict else result.to_tuple()
 
@@ -175,7 +177,6 @@ class IPNDMScheduler(SchedulerMixin):
             total = total + weight * epsilon
         if divisor != 1:
             total = total / divisor if order < 4 else (1 / divisor) * total
-        self._mean = total
         return total
 
     # --- coefficients ------------------------------------------------------------------------------------------------
@@ -193,8 +194,7 @@ class IPNDMScheduler(SchedulerMixin):
             alpha = (1.0 - sigma**2) ** 0.5
         else:
             alpha, sigma = _alpha_sigma(torch.tensor([*self._times, 0.0], dtype=dtype))
-        divisor = alpha.clamp(min=1e-8) if self._schedule is None else alpha
-        return [_Step(*row) for row in by_step(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], divisor[:-1])]
+        return [_Step(*row) for row in by_step(alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])]
 
     # --- the forward process -----------------------------------------------------------------------------------------
 

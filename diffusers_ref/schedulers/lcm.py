@@ -50,7 +50,6 @@ class _Step(NamedTuple):
     c_out: float
     next_signal: float
     next_noise: float
-    is_last: bool
 
 
 class LCMScheduler(ChainScheduler):
@@ -181,14 +180,15 @@ class LCMScheduler(ChainScheduler):
         """
         dtype = self._check(model_output, sample)
         coefficients = self._coefficients(dtype)
-        c = coefficients[self._advance(timestep)]
+        index = self._advance(timestep)
+        c, is_last = coefficients[index], index + 1 == len(coefficients)
         x, output = sample.to(dtype), model_output.to(dtype)
-        draws = not c.is_last or (self.config.final_draw and len(coefficients) > 1) or variance_noise is not None
+        draws = not is_last or (self.config.final_draw and len(coefficients) > 1) or variance_noise is not None
         noise = self._noise(sample, generator, variance_noise, dtype) if draws else None
 
         denoised = c.c_out * limit_x0(self._predict_x0(output, x, c), self.config) + c.c_skip * x  # eq. 8
         prev_sample = denoised
-        if noise is not None and not c.is_last:
+        if noise is not None and not is_last:
             prev_sample = c.next_signal * denoised + c.next_noise * noise
 
         result = SchedulerOutput(prev_sample.to(sample.dtype), denoised.to(sample.dtype))
@@ -215,8 +215,7 @@ class LCMScheduler(ChainScheduler):
             c_out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
             signal, noise = abar.sqrt(), (1 - abar).sqrt()
             rows = by_step(signal, noise, c_skip, c_out, signal.roll(-1), noise.roll(-1))
-            last = len(self._grid) - 1
-            self._coefficient_cache[dtype] = [_Step(*row, is_last=index == last) for index, row in enumerate(rows)]
+            self._coefficient_cache[dtype] = [_Step(*row) for row in rows]
         return self._coefficient_cache[dtype]
 
 

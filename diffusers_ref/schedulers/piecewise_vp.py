@@ -1,4 +1,4 @@
-"""DEIS' continuous process through a discrete chain (arXiv 2204.13902, section 3 and appendix), as its code computes it.
+"""DEIS' continuous process through a discrete chain (arXiv 2204.13902, section 3), as its code computes it.
 
     code                paper
     abar(t)             alpha_t: the chain's abar, piecewise linear in t; t = 0 is the first training timestep
@@ -97,6 +97,12 @@ class PiecewiseVP:
         value = _interpolate(x, piece, self._rising, self._steps)
         return np.clip(value, self._steps[0], self._steps[-1])
 
+    def exact_time(self, rho: np.ndarray, noisy: float, clean: float) -> float:
+        """The t of one rho between the times `noisy` and `clean`, in float64."""
+        abar = 1.0 / (float(rho) ** 2 + 1.0)
+        time = float(np.interp(-abar, -self._abar.astype(np.float64), self._steps))
+        return min(max(time, clean), noisy)
+
     def transition(self, start: np.ndarray, end: np.ndarray) -> np.ndarray:
         """Psi(end, start) = sqrt(abar_end / abar_start)."""
         return np.sqrt(self.abar(end) / self.abar(start))
@@ -178,7 +184,7 @@ def _lagrange(points: np.ndarray, nodes: np.ndarray, index: int) -> np.ndarray:
     return above / np.float32(below)
 
 
-# --- float32 as jax has it ---------------------------------------------------------------------------------------------
+# --- float32 as jax has it -------------------------------------------------------------------------------------------
 
 
 def _linspace(start: np.ndarray, stop: np.ndarray, count: int, endpoint: bool = True) -> np.ndarray:

@@ -88,10 +88,9 @@ class LangevinStep(NamedTuple):
 
 
 class ScoreSdeScheduler(SchedulerMixin):
-    """Algorithm 1 for any of the SDEs; a class of an SDE supplies its tables.
+    """Algorithm 1 for any of the SDEs; a class of an SDE supplies what is particular to it, from `labels` on.
 
-    A constructor calls `_choose` with what it offers; `set_timesteps` then asks for `_make_tables` and
-    `_network_labels`, and `step` for `_rules`, `_score_divisors`, `_alphas` and `_marginal`.
+    A constructor calls `_choose` with what it offers.
     """
 
     order: int
@@ -164,7 +163,7 @@ class ScoreSdeScheduler(SchedulerMixin):
         self._make_tables(count)
         self._tables_in = {}
         repeated = lambda column: [value for value in column.tolist() for _ in range(self.order)]
-        self._adopt(repeated(self._levels), count, device, network_times=repeated(self._network_labels()))
+        self._adopt(repeated(self._levels), count, device, network_times=repeated(self.labels(self._levels)))
         self._coefficients(torch.float32)
 
     def _begins_step(self, index: int) -> bool:
@@ -230,7 +229,7 @@ class ScoreSdeScheduler(SchedulerMixin):
         self._require_timesteps()
         if dtype not in self._tables_in:
             t = self._levels.to(dtype)
-            divisors = self._score_divisors(t)
+            divisors = self.score_divisors(t)
             self._tables_in[dtype] = _Coefficients(
                 self._rules(t) if self._predicts else [],
                 None if divisors is None else divisors.tolist(),
@@ -270,6 +269,20 @@ class ScoreSdeScheduler(SchedulerMixin):
 
     def _marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean factor and standard deviation of p(x_t | x_0) (eq. 29) at the times t, of any shape."""
+        raise NotImplementedError
+
+    # --- the SDE -----------------------------------------------------------------------------------------------------
+
+    def labels(self, t: Tensor) -> Tensor:
+        """(n,) what the network is given as time at the times t, (n,) float32."""
+        raise NotImplementedError
+
+    def score_divisors(self, t: Tensor) -> Tensor | None:
+        """(n,) what the network's output is divided by to be the score, at the times t, (n,); None if it is that."""
+        return None
+
+    def drift_and_diffusion(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(n,) f(t) and g(t) at the times t, (n,)."""
         raise NotImplementedError
 
     # --- the forward process -----------------------------------------------------------------------------------------

@@ -16,8 +16,8 @@ from diffusers_ref.configuration import register_to_config
 from diffusers_ref.schedulers.score_sde import Corrector, Predictor, Rule, ScoreSdeScheduler, rows
 from diffusers_ref.schedulers.score_sde_vp import (
     LABEL_SCALE,
+    beta_at,
     check_betas,
-    drift_and_diffusion,
     euler_maruyama,
     log_mean_factor,
 )
@@ -72,22 +72,25 @@ class ScoreSdeSubVpScheduler(ScoreSdeScheduler):
         log_mean = log_mean_factor(t, self.config.beta_min, self.config.beta_max)
         return torch.exp(log_mean), 1 - torch.exp(2.0 * log_mean)
 
-    def _drift_and_diffusion(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def labels(self, t: Tensor) -> Tensor:
+        return t * LABEL_SCALE
+
+    def score_divisors(self, t: Tensor) -> Tensor:
+        return -self._marginal(t)[1]
+
+    def drift_and_diffusion(self, t: Tensor) -> tuple[Tensor, Tensor]:
         low, high = self.config.beta_min, self.config.beta_max
-        drift, _ = drift_and_diffusion(t, low, high)
+        beta = beta_at(t, low, high)
         discount = 1.0 - torch.exp(-2 * low * t - (high - low) * t**2)
-        return drift, torch.sqrt((low + t * (high - low)) * discount)
+        return -0.5 * beta, torch.sqrt(beta * discount)
 
     def _make_tables(self, count: int) -> None:
         pass  # This SDE has no discrete chain.
 
-    def _network_labels(self) -> Tensor:
-        return self._levels * LABEL_SCALE
-
     # --- coefficients ------------------------------------------------------------------------------------------------
 
     def _rules(self, t: Tensor) -> list[Rule]:
-        drift, diffusion = self._drift_and_diffusion(t)
+        drift, diffusion = self.drift_and_diffusion(t)
         if self._predictor is Predictor.EULER_MARUYAMA:
             return euler_maruyama(drift, diffusion)
         step = 1 / len(t)

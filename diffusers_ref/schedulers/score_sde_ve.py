@@ -98,17 +98,20 @@ class ScoreSdeVeScheduler(ScoreSdeScheduler):
         self.sigmas = self._sigma(self._levels)
         self.discrete_sigmas = torch.exp(torch.linspace(start, end, count))
 
-    def _network_labels(self) -> Tensor:
+    def labels(self, t: Tensor) -> Tensor:
         if self.config.continuous:
-            return self.sigmas
-        return torch.round((1 - self._levels) * (len(self._levels) - 1)).long()
+            return self._sigma(t)
+        return torch.round((1 - t) * (len(self._levels) - 1)).long()
+
+    def drift_and_diffusion(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        log_ratio = np.log(self.config.sigma_max) - np.log(self.config.sigma_min)
+        return torch.zeros_like(t), self._sigma(t) * torch.sqrt(torch.tensor(2 * log_ratio))
 
     # --- coefficients ------------------------------------------------------------------------------------------------
 
     def _rules(self, t: Tensor) -> list[Rule]:
         if self._predictor is Predictor.EULER_MARUYAMA:
-            log_ratio = np.log(self.config.sigma_max) - np.log(self.config.sigma_min)
-            diffusion = self._sigma(t) * torch.sqrt(torch.tensor(2 * log_ratio))
+            _, diffusion = self.drift_and_diffusion(t)
             step = 1 / len(t)
             return rows(_EulerMaruyama, diffusion**2, step, diffusion * np.sqrt(step))
         index = self._table_index()

@@ -106,14 +106,23 @@ class ScoreSdeVpScheduler(ScoreSdeScheduler):
                 f"the root of a negative number or divides by 0; take more than beta_max={self.config.beta_max:g} steps"
             )
 
-    def _network_labels(self) -> Tensor:
-        return self._levels * (LABEL_SCALE if self.config.continuous else len(self._levels) - 1)
+    def labels(self, t: Tensor) -> Tensor:
+        return t * (LABEL_SCALE if self.config.continuous else len(self._levels) - 1)
+
+    def score_divisors(self, t: Tensor) -> Tensor:
+        if self.config.continuous:
+            return -self._marginal(t)[1]
+        return -torch.sqrt(1.0 - self.alphas_cumprod).to(t.dtype)[self.labels(self._levels).long()]
+
+    def drift_and_diffusion(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        beta = beta_at(t, self.config.beta_min, self.config.beta_max)
+        return -0.5 * beta, torch.sqrt(beta)
 
     # --- coefficients ------------------------------------------------------------------------------------------------
 
     def _rules(self, t: Tensor) -> list[Rule]:
         if self._predictor is Predictor.EULER_MARUYAMA:
-            return euler_maruyama(*drift_and_diffusion(t, self.config.beta_min, self.config.beta_max))
+            return euler_maruyama(*self.drift_and_diffusion(t))
         index = self._table_index()
         beta, alpha = (table.to(t.dtype)[index] for table in (self.discrete_betas, self._discrete_alphas))
         diffusion = torch.sqrt(beta)
@@ -145,10 +154,9 @@ def log_mean_factor(t: Tensor, beta_min: float, beta_max: float) -> Tensor:
     return -0.25 * t**2 * (beta_max - beta_min) - 0.5 * t * beta_min
 
 
-def drift_and_diffusion(t: Tensor, beta_min: float, beta_max: float) -> tuple[Tensor, Tensor]:
-    """f(t) and g(t) of eq. 11: −½β(t) and √β(t)."""
-    beta = beta_min + t * (beta_max - beta_min)
-    return -0.5 * beta, torch.sqrt(beta)
+def beta_at(t: Tensor, beta_min: float, beta_max: float) -> Tensor:
+    """β(t)."""
+    return beta_min + t * (beta_max - beta_min)
 
 
 def euler_maruyama(drift: Tensor, diffusion: Tensor) -> list[Rule]:

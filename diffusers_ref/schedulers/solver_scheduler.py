@@ -81,6 +81,13 @@ class SolverScheduler(SchedulerMixin):
         """(T,) ᾱ_t, on the CPU: float64 for the coefficients "float64", else float32."""
         return self._table.alphas_cumprod
 
+    @property
+    def log_alphas(self) -> Tensor:
+        """(N,) float32, log α of the chain as a discrete `log_snr` interpolates it."""
+        if not isinstance(self._log_snr, DiscreteLogSnr):
+            raise AttributeError("log_alphas needs a discrete log_snr")
+        return self._log_snr.log_alphas
+
     # --- the grid ----------------------------------------------------------------------------------------------------
 
     def set_timesteps(
