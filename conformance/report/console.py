@@ -20,9 +20,9 @@ STYLES = {
 
 
 def open_console() -> Console:
-    """A console that never cuts a table: as wide as the terminal, or 140 columns where there is none."""
+    """A console that never cuts a table: as wide as the terminal, or 160 columns where there is none."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
+    return console if console.is_terminal else Console(highlight=False, width=160)
 
 
 def print_summary(results: list[dict[str, Any]], complaints: list[str], every_case: bool) -> None:
@@ -49,7 +49,8 @@ def print_summary(results: list[dict[str, Any]], complaints: list[str], every_ca
 def _table(results: list[dict[str, Any]]) -> Table:
     table = Table(box=None, pad_edge=False)
     for name in ("case", "verdict", "ρ", "error", "floor", "first divergence"):
-        table.add_column(name, justify="right" if name in ("ρ", "error", "floor") else "left", no_wrap=True)
+        justify: Any = "right" if name in ("ρ", "error", "floor") else "left"
+        table.add_column(name, justify=justify, no_wrap=name != "case", overflow="fold")
     for result in results:
         first = result["first_divergence"]
         where = "" if not first else first["tap"] + ("" if first["step"] is None else f" step {first['step']}")
