@@ -80,6 +80,7 @@ ONLY_HERE: frozenset[str] = frozenset(
         "EDMHeunScheduler",
         "FlowMatchDPMPP2MScheduler",
         "NCSNppModel",
+        "ScoreSdeOdeScheduler",
         "ScoreSdeSubVpScheduler",
         "ScoreSdeVpPipeline",
     }

@@ -23,20 +23,22 @@ class Counterpart:
     Attributes:
         cls: name of the class.
         config: options of its constructor; those that it does not have are dropped when it is made.
+        set_timesteps: arguments of its `set_timesteps`.
         step: options of its `step`.
         around: what puts it behind the common API, where it has another.
     """
 
     cls: str
     config: dict[str, Any]
+    set_timesteps: dict[str, Any] = field(default_factory=dict)
     step: dict[str, Any] = field(default_factory=dict)
     around: Callable[[Any], Any] | None = None
 
 
 def counterpart(subject: Subject) -> Counterpart:
     """The counterpart of a fixture's subject. Raises Unsupported."""
-    found = Counterpart(subject.cls, dict(subject.config), dict(subject.step or {}))
-    for translate in (_solver, _sigma_grid, _churn, _by_class):
+    found = Counterpart(subject.cls, dict(subject.config), dict(subject.set_timesteps or {}), dict(subject.step or {}))
+    for translate in (_solver, _sigma_grid, _churn, _dpm_solver_grid, _by_class):
         translate(found)
     return found
 
@@ -71,6 +73,27 @@ def _churn(found: Counterpart) -> None:
         if found.cls not in CHURNING:
             raise Unsupported(f"diffusers' {found.cls} adds no noise ahead of the network")
         found.step |= given
+
+
+def _dpm_solver_grid(found: Counterpart) -> None:
+    """The schedules and grids of DPM-Solver's and UniPC's own code."""
+    config = found.config
+    schedule, grid = config.pop("log_snr", None), config.pop("skip_type", None)
+    if schedule is None:
+        return
+    if schedule == "linear":
+        raise Unsupported("no continuous schedule in diffusers")
+    if grid not in SKIP_TYPES:
+        raise Unsupported(f"no grid {grid} in diffusers")
+    if config.get("prediction_type") == "score":
+        raise Unsupported("no score prediction in diffusers")
+    if config.get("final_sigmas_type") == "zero":
+        raise Unsupported("no evaluation at the end of the grid, to denoise to zero, in diffusers")
+    config |= SKIP_TYPES[grid]
+    if config.pop("sample_max_value", 1.0) is None:
+        config["sample_max_value"] = 100.0  # The original's threshold has no bound.
+    if "orders" in config:
+        config["lower_order_final"] = config.pop("orders") == "fast"
 
 
 def _by_class(found: Counterpart) -> None:
@@ -120,12 +143,33 @@ def _karras_ve(found: Counterpart) -> None:
     found.around = hf_loops.KarrasVe
 
 
+def _flow(found: Counterpart) -> None:
+    loops = {"sd3.5": hf_loops.StableDiffusion3, "flux": hf_loops.Flux}
+    found.around = loops.get(found.config.pop("flow_grid", None))
+
+
+def _flow_multistep(found: Counterpart) -> None:
+    _flow(found)
+    found.cls = "DPMSolverMultistepScheduler"
+    shift = found.config.pop("shift", 1.0)
+    found.config |= {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+
+
+def _consistency(found: Counterpart) -> None:
+    found.around = hf_loops.Consistency
+
+
 SIGMA_GRIDS: dict[str, dict[str, Any]] = {
     "discrete": {"timestep_spacing": "linspace"},
     "karras": {"use_karras_sigmas": True},
     "exponential": {"use_exponential_sigmas": True},
 }
 PUBLISHED_GRIDS = frozenset({"use_karras_sigmas", "use_exponential_sigmas"})
+SKIP_TYPES: dict[str | None, dict[str, Any]] = {
+    None: {"timestep_spacing": "linspace"},
+    "time_uniform": {"timestep_spacing": "linspace"},
+    "logSNR": {"use_lu_lambdas": True},
+}
 CHURN = ("s_churn", "s_tmin", "s_tmax")
 CHURNING = ("EulerDiscreteScheduler", "EDMEulerScheduler", "FlowMatchHeunDiscreteScheduler")
 VE_SAMPLER = {
@@ -148,6 +192,9 @@ TRANSLATIONS: dict[str, Callable[[Counterpart], None]] = {
     "DPMPP2MScheduler": _multistep(2, "dpmsolver++"),
     "DPMPP2MSDEScheduler": _multistep(2, "sde-dpmsolver++"),
     "DPMPP3MSDEScheduler": _multistep(3, "sde-dpmsolver++"),
+    "CMStochasticIterativeScheduler": _consistency,
+    "FlowMatchDPMPP2MScheduler": _flow_multistep,
+    "FlowMatchEulerDiscreteScheduler": _flow,
     "KarrasVeScheduler": _karras_ve,
     "ScoreSdeVeScheduler": _score_sde_ve,
     "ScoreSdeVpScheduler": _score_sde_vp,

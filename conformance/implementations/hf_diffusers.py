@@ -55,7 +55,7 @@ class DiffusersImplementation(Implementation):
 
     def scheduler(self, subject: Subject) -> Scheduler:
         found = counterpart(subject)
-        cls = getattr(self._library, found.cls, None)
+        cls = getattr(self._library, found.cls, getattr(self._library.schedulers, found.cls, None))
         if cls is None:
             raise Unsupported(f"diffusers has no {found.cls}")
         config = dict(found.config)
@@ -71,7 +71,14 @@ class DiffusersImplementation(Implementation):
         return made if found.around is None else found.around(made)  # type: ignore[no-any-return]
 
     def set_timesteps(self, scheduler: Scheduler, subject: Subject) -> None:
-        scheduler.set_timesteps(**_without_respacing(subject.set_timesteps or {}))
+        arguments = _without_respacing(counterpart(subject).set_timesteps)
+        taken = inspect.signature(scheduler.set_timesteps).parameters
+        takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in taken.values())
+        if missing := sorted(name for name in arguments if name not in taken and not takes_any):
+            raise Unsupported(f"diffusers' set_timesteps has no {', '.join(missing)}")
+        if "sigmas" in arguments:
+            del arguments["num_inference_steps"]
+        scheduler.set_timesteps(**arguments)
 
     def step_options(self, scheduler: Scheduler, subject: Subject) -> dict[str, Any]:
         options = counterpart(subject).step
@@ -104,6 +111,8 @@ class DiffusersImplementation(Implementation):
 
     def _network(self, ours: Any) -> torch.nn.Module:
         """The network as diffusers loads it from a folder."""
+        if type(ours).__name__ != "UNet2DModel":
+            raise Unsupported(f"diffusers has no {type(ours).__name__}")
         other = [name for name in sorted(ours.convention_options) if name not in ours.config.defaulted]
         other += [f"{name}={value!r}" for name, value in NO_RESAMPLING.items() if ours.config[name] == value]
         if other:

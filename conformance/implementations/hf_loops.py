@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from conformance.errors import Unsupported
+
 
 class InSigmaSpace:
     """A scheduler of the variance-preserving process, driven in x = x_0 + σ · n: scaled by 1/√(σ² + 1) and back.
@@ -152,3 +154,64 @@ class ScoreSdeVp:
         self._place += 1
         moved, mean = self.scheduler.step_pred(model_output, sample, timestep, generator=generator)
         return SimpleNamespace(prev_sample=mean if self._place == len(self.timesteps) else moved)
+
+
+class StableDiffusion3:
+    """A scheduler of flows as `StableDiffusion3Pipeline` and its image-to-image pipeline drive it."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+
+    def set_timesteps(self, num_inference_steps: int, strength: float = 1.0, image_seq_len: int | None = None) -> None:
+        self._choose(num_inference_steps, image_seq_len)
+        begin = int(max(num_inference_steps - min(num_inference_steps * strength, num_inference_steps), 0))
+        self.scheduler.set_begin_index(begin)
+        self.timesteps, self.sigmas = self.scheduler.timesteps[begin:], self.scheduler.sigmas[begin:]
+        self.network_timesteps = self._times_of_network().tolist()
+
+    def _choose(self, num_inference_steps: int, image_seq_len: int | None) -> None:
+        self.scheduler.set_timesteps(num_inference_steps)
+
+    def _times_of_network(self) -> torch.Tensor:
+        return self.timesteps
+
+    def step(
+        self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, generator: torch.Generator | None = None
+    ) -> Any:
+        return self.scheduler.step(model_output, timestep, sample, generator=generator)
+
+
+class Flux(StableDiffusion3):
+    """The same as `FluxPipeline` does it: its own levels, μ by the number of image tokens, times from 0 to 1."""
+
+    def _choose(self, num_inference_steps: int, image_seq_len: int | None) -> None:
+        config = self.scheduler.config
+        slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+        mu = (image_seq_len or 0) * slope + config.base_shift - slope * config.base_image_seq_len
+        sigmas = torch.linspace(1, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64)
+        self.scheduler.set_timesteps(sigmas=sigmas.tolist(), mu=mu)
+
+    def _times_of_network(self) -> torch.Tensor:
+        return self.timesteps / 1000
+
+
+class Consistency:
+    """`CMStochasticIterativeScheduler`, which ends at the smallest level."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.scheduler = scheduler
+        self.init_noise_sigma = scheduler.init_noise_sigma
+
+    def set_timesteps(self, ts: Any = None, **options: Any) -> None:
+        if ts is not None:
+            raise Unsupported("diffusers' consistency models end at the smallest level only")
+        self.scheduler.set_timesteps(**options)
+        self.timesteps, self.sigmas = self.scheduler.timesteps, self.scheduler.sigmas
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        return self.scheduler.scale_model_input(sample, timestep)  # type: ignore[no-any-return]
+
+    def step(
+        self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, generator: torch.Generator | None = None
+    ) -> Any:
+        return self.scheduler.step(model_output, timestep, sample, generator=generator)

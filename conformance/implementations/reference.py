@@ -45,10 +45,12 @@ class ReferenceImplementation(Implementation):
             for contract in ("steps_land_on_their_levels", "runs_end_at_the_data")
             if (name, contract) != ("ScoreSdeVeScheduler", "runs_end_at_the_data")
         },
+        "contract/DEISRungeKuttaScheduler/each_step_is_one_evaluation": "a step of the default method evaluates the "
+        "network three times, twice at its end",
+        "contract/DEISRungeKuttaScheduler/inputs_have_unit_variance": "the original looks t(rho) up in float32, which is "
+        "coarse where little signal is left, and scales the network's input as at that time",
         "contract/KDPM2AncestralDiscreteScheduler/timesteps_descend_within_training": "the level between lies at the "
         "next one, to which noise returns; of use_karras_sigmas published classes round the times but for those between",
-        "contract/DPMPP2SAncestralScheduler/timesteps_descend_within_training": "the evaluation between lies midway to "
-        "σ_down, at η = 1 at the next level itself, and beyond it for a larger η",
         "contract/DPMFastScheduler/timesteps_differ": "quantize gives two evaluations one training timestep",
         **{
             f"contract/DPMFastScheduler/start_is_found_by_its_{what}": "n evaluations are fewer steps, of one to three "

@@ -66,7 +66,7 @@ CHOSEN: tuple[tuple[str, Wrapped, Options], ...] = (
     ("dpmpp_2m_sde", Wrapped(3, "vp", V, quantize=True), {"eta": 0.5, "s_noise": 0.9, "solver_type": "midpoint"}),
     ("dpmpp_2m_sde", Wrapped(6, "polyexponential"), {"eta": 0.0, "solver_type": "heun"}),
     ("dpmpp_2m_sde", Wrapped(20, "discrete", V, betas=SHORT), {"eta": 0.0, "solver_type": "midpoint"}),
-    ("dpmpp_3m_sde", Wrapped(10, "exponential", betas=SD), {"eta": 1.0}),
+    ("dpmpp_3m_sde", Wrapped(28, betas=SD), {"eta": 1.0}),
     ("dpmpp_3m_sde", Wrapped(11, "karras", V), {"eta": 0.5, "s_noise": 1.003}),
     ("dpmpp_3m_sde", Wrapped(3), {"eta": 1.0, "s_noise": 0.9}),
     ("dpmpp_3m_sde", Wrapped(6, "vp", V, quantize=True), {"eta": 0.0}),

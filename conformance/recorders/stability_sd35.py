@@ -75,18 +75,20 @@ def run(code: SimpleNamespace, asked: Sampling, network: Probe, shape: Sequence[
         x = x.to(dtype)
 
     model = _model(impls, levels, network, len(noise), dtype)
-    guided = impls.CFGDenoiser(model)
+    guided, x0 = impls.CFGDenoiser(model), []
 
     def denoiser(x: torch.Tensor, sigma: torch.Tensor, **options: Any) -> torch.Tensor:
         network.at(x)
-        return guided(x, sigma.half() if asked.half else sigma, **options)
+        x0.append(guided(x, sigma.half() if asked.half else sigma, **options))
+        return x0[-1]
 
     condition = {"c_crossattn": torch.zeros(shape[0], 1), "y": torch.zeros(shape[0], 1)}
     options = {"cond": condition, "uncond": condition, "cond_scale": 4.5}
     lifted = patch.object(torch.Tensor, "float", lambda x: x) if dtype == torch.float64 else nullcontext()
     with lifted:
         final = getattr(impls, f"sample_{asked.sampler}")(denoiser, x, sigmas.to(dtype), extra_args=options)
-    return Run(final, None, {"sigmas": sigmas})
+    # Published samplers of this name report no x0, and need not.
+    return Run(final, x0 if asked.sampler == "dpmpp_2m" else None, {"sigmas": sigmas})
 
 
 def _model(impls: Any, levels: Any, network: Probe, batch: int, dtype: torch.dtype) -> Any:

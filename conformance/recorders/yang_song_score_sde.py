@@ -176,7 +176,7 @@ def ode_sampler(
         sde = getattr(code.sde_lib, sde_name)(**sde_options)
         initial = sde.prior_sampling(shape)
         reverse_asks_first(sde)
-        with lifted(sde, dtype), keeping_float64(), patch.object(torch, "randn_like", _float32_noise):
+        with lifted(sde, dtype), keeping(dtype), patch.object(torch, "randn_like", _float32_noise):
             sample = code.sampling.get_ode_sampler(sde, shape, inverse_scaler=lambda x: x, device="cpu", **sampling)
             final, _ = sample(_Model(network), z=initial.to(dtype, copy=True))
         return Run(final, None, {}, initial)
@@ -189,12 +189,11 @@ def _float32_noise(x: torch.Tensor) -> torch.Tensor:
 
 
 @contextmanager
-def keeping_float64() -> Iterator[None]:
-    """For the oracle: a float64 state of the solver reaches the network as a copy of itself, not in float32."""
+def keeping(dtype: torch.dtype) -> Iterator[None]:
+    """The solver's state reaches the network in this dtype: for the oracle in float64, not in float32."""
     convert = torch.Tensor.type
-    solver_state = lambda x: x.dtype == torch.float64 and x.ndim == 4
-    kept = lambda x, *dtype: x.clone() if solver_state(x) else convert(x, *dtype)
-    with patch.object(torch.Tensor, "type", kept):
+    state_in_dtype = lambda x, wanted=None: x.to(dtype, copy=True) if wanted == torch.float32 else convert(x, wanted)
+    with patch.object(torch.Tensor, "type", state_in_dtype):
         yield
 
 

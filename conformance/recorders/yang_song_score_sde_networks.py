@@ -45,8 +45,6 @@ SAMPLING = {
     "vesde": {"predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16},
     "vpsde": {"predictor": "euler_maruyama", "corrector": "none", "snr": 0.16},
 }
-MEGAPIXEL = {**PYRAMIDS, "nf": 16, "ch_mult": [1, 2, 4, 8, 16, 32, 32, 32], "num_res_blocks": 1, "num_scales": 2000,
-             "sigma_max": 1348, "dropout": 0.0}  # fmt: skip
 OFFICIAL = {"nf": 128, "ch_mult": [1, 2, 2, 2], "num_res_blocks": 4, "attn_resolutions": [16]}
 
 
@@ -171,9 +169,6 @@ def network_cases(
     wide = {**NCSNPP, **PYRAMIDS, "nf": 128, "ch_mult": [1, 1, 2, 2, 2, 2, 2], "num_res_blocks": 2, "num_scales": 2000,
             "attn_resolutions": [16], "sigma_max": 348, "dropout": 0.0}  # fmt: skip
     yield case("ffhq-256-ncsnpp-continuous", config("vesde", wide, 256), (1.0,), cls="UNet2DModel", **full)
-    yield case("ffhq-1024-ncsnpp-continuous", config("vesde", {**NCSNPP, **MEGAPIXEL, "attn_resolutions": [16]}, 1024),
-               (1.0,), cls="UNet2DModel", **full)  # fmt: skip
-    yield pipeline("ve-cifar10", config("vesde", {**plus, "sigma_max": 0.5}, 32), 2, **full)
 
 
 def _model(
@@ -210,7 +205,6 @@ def _pipeline(
     name: str,
     config: dict[str, Any],
     steps: int,
-    tier: str = "default",
 ) -> PipelineCase:
     model, sampling, size = config["model"], config["sampling"], config["data"]["image_size"]
     ve = config["training"]["sde"] == "vesde"
@@ -242,13 +236,12 @@ def _pipeline(
         integers=lambda x: (inverse_scaler(x) * 255.0).clamp(0, 255).byte(),  # run_lib.py
         examples=_noise_levels(**options) if ve else variance_preserving(_vp_alphas(**options)),
         shape=(3, size, size),
-        batch=2 if ve and tier == "default" else 1,
+        batch=2 if ve else 1,  # Langevin step sizes depend on the batch.
         call={"num_inference_steps": steps},
         functions=("models/ncsnpp.py:NCSNpp", "sampling.py:get_pc_sampler", "models/utils.py:get_score_fn",
                    "run_lib.py:train"),
         changes=CHANGES,
         lifted=(*sampler_lifted, *LIFTED),
-        tier=tier,
     )  # fmt: skip
 
 

@@ -88,7 +88,7 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
             raise ConfigError(f"sigma_min={sigma_min} and sigma_max={sigma_max} must be above 0 and ascend")
         if not sigma_data > 0 or not rho > 0:
             raise ConfigError(f"sigma_data={sigma_data} and rho={rho} must be above 0")
-        self.init_noise_sigma = float(sigma_max)
+        self.init_noise_sigma = sigma_max
         self._set_levels([self._level(index) for index in range(num_train_timesteps)])
         self.sigmas = torch.tensor(self._levels)
         self.timesteps = self._network_time(torch.tensor(self._levels))

@@ -223,7 +223,7 @@ class DEISMultistepScheduler(SolverScheduler):
     # --- one step ----------------------------------------------------------------------------------------------------
 
     def scale_model_input(self, sample: Tensor, timestep: Time | Tensor | None = None) -> Tensor:
-        """The network's input at an entry of `timesteps` (by default the next): sample, or √ᾱ · sample with "rho_ab"."""
+        """The network's input at an entry of `timesteps` (by default the next): √ᾱ · sample with "rho_ab"."""
         if self._solver is not DeisSolver.RHO_AB:
             return sample
         self._require_timesteps()
@@ -254,7 +254,7 @@ class DEISMultistepScheduler(SolverScheduler):
         x, output = sample.to(dtype), model_output.to(dtype)
         scales = self._solver is DeisSolver.RHO_AB
 
-        epsilon, x0 = self._convert(output, x / self._scales[index] if scales else x, alpha, sigma)
+        epsilon, x0 = self._convert(output, x * alpha if scales else x, alpha, sigma)
         self._history = [epsilon, *self._history[self._repeats[index] :]][: self.config.solver_order]
         known = min(len(self._history), self._orders[index])
         prev_sample = x if scales else of_x * x
@@ -300,7 +300,7 @@ class DEISMultistepScheduler(SolverScheduler):
         scales[-1] = self._process.unit_scale(self._grid_times[-1])
         self._scales: list[float] = scales.tolist()
         of_x = self._process.transition(self._grid_times[:-1], self._grid_times[1:])
-        levels = (self._level_at_time(t) for t in self._seen[:-1])
+        levels = (self._level_at_time(t) for t in self._grid_times[:-1])
         return [_Row(*level, factor) for level, factor in zip(levels, of_x.tolist(), strict=True)]
 
     def _level_at_time(self, t: Any) -> tuple[float, float]:

@@ -11,6 +11,7 @@ output to the state at the next one. The network is given the float32 times of t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any, NamedTuple
@@ -177,7 +178,7 @@ class DEISRungeKuttaScheduler(SolverScheduler):
         stage = stages[index]
         x, output = sample.to(dtype), model_output.to(dtype)
 
-        slope = self._convert.epsilon(output, x / stage.scale, stage.alpha, stage.sigma)
+        slope = self._convert.epsilon(output, x * stage.alpha, stage.alpha, stage.sigma)
         if self._begins_step(index):
             self._base, self._slopes = x, []
         self._slopes.append(slope)
@@ -197,19 +198,16 @@ class DEISRungeKuttaScheduler(SolverScheduler):
         ends = self.sigmas.numpy()
         scales = self._process.unit_scale(self._seen).tolist()
         stages = []
-        for index, time in enumerate(self._seen):
+        for index, rho in enumerate(self._visited.tolist()):
             place, number = divmod(index, count)
             h = ends[place + 1] - ends[place]
             if number == count - 1:
                 weights, factor = self._tableau.weights, float(h / np.float32(self._tableau.divisor))
             else:
                 weights, factor = tuple(float(h * np.float32(a)) for a in self._tableau.inner[number]), None
-            stages.append(_Stage(*self._alpha_sigma(time), scales[index], weights, factor))
+            alpha = 1.0 / math.sqrt(rho**2 + 1.0)
+            stages.append(_Stage(alpha, rho * alpha, scales[index], weights, factor))
         return stages
-
-    def _alpha_sigma(self, time: np.float32) -> tuple[float, float]:
-        abar = self._process.abar(time)
-        return float(np.sqrt(abar)), float(np.sqrt(np.float32(1.0) - abar))
 
     def _level_at(self, time: Time, dtype: torch.dtype) -> tuple[float, float]:
         """1 and ρ: the state is x/√ᾱ."""

@@ -194,7 +194,7 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
         begin = 0
         for order in orders:
             visited = lambdas[begin : begin + order + 1]
-            if len(set(visited)) <= order:  # Levels repeat: nothing lies between them.
+            if len(set(visited[:-1])) < order:  # Levels repeat: no derivative can be taken between them.
                 self._steps += [1] * order
             elif visited[-1] == float("inf") and order > 1:  # Nothing is a fraction of an infinite step.
                 self._steps += [order - 1, 1]

@@ -14,8 +14,8 @@ reverse SDE, η = 0 the ODE.
     phi_2, phi_3          φ_2 = (e^{−h_eta} − 1)/h_eta + 1 and φ_3 = φ_2/h_eta − 1/2
     level, root           σ_next and √(1 − e^{−2ηh}), whose product is the deviation of the noise
 
-The orders are 1, 2, 3, 3, ...; a step to σ = 0 returns x_θ and draws nothing. With an exponent of (1 + η) h, φ_3 keeps
-its minus sign in front: HF diffusers' third-order "sde-dpmsolver++" has the other sign.
+The orders are 1, 2, 3, 3, ..., and nothing lowers that of the step before the last one; a step to σ = 0 returns x_θ and
+draws nothing. HF diffusers' third-order "sde-dpmsolver++" has the 1/2 of φ_3 with the other sign.
 """
 
 from __future__ import annotations

@@ -46,13 +46,9 @@ from diffusers_ref.schedulers.noise_designs import (
     vp_levels,
 )
 from diffusers_ref.schedulers.preconditioned_scheduler import (
-    CHURN_OPTIONS,
     Evaluation,
     Linear,
     PreconditionedScheduler,
-    check_levels,
-    check_range,
-    check_steps,
 )
 from diffusers_ref.schedulers.preconditioning import (
     C_1,
@@ -87,7 +83,6 @@ class EDMAblationScheduler(PreconditionedScheduler):
     Defaults are NVlabs'. One step begins at sigma_max, where NVlabs' code divides by zero.
     """
 
-    convention_options = CHURN_OPTIONS | {"state_dtype"}
     order = 2
 
     @register_to_config
@@ -123,12 +118,8 @@ class EDMAblationScheduler(PreconditionedScheduler):
         self._preconditioner = make_preconditioner(
             choose(Preconditioning, "preconditioning", preconditioning), sigma_data
         )
-        self._prepare(state_dtype)
-        self._refuse_churn_options()
         if solver == "euler":
             self._refuse(("alpha",), "solver='euler'")
-        if preconditioning != Preconditioning.EDM.value:
-            self._refuse(("sigma_data",), f"preconditioning={preconditioning!r}")
         if self._discretization is not Discretization.EDM:
             self._refuse(("rho",), f"discretization={discretization!r}")
         if self._discretization is not Discretization.IDDPM:
@@ -136,9 +127,9 @@ class EDMAblationScheduler(PreconditionedScheduler):
         if Discretization.VP.value not in (discretization, schedule):
             self._refuse(("epsilon_s",), f"discretization={discretization!r} and schedule={schedule!r}")
         low, high = default_range(self._discretization, epsilon_s)
-        self._sigma_min = max(low if sigma_min is None else sigma_min, self._preconditioner.sigma_min)
-        self._sigma_max = min(high if sigma_max is None else sigma_max, self._preconditioner.sigma_max)
-        check_range(self._sigma_min, self._sigma_max)
+        low, high = low if sigma_min is None else sigma_min, high if sigma_max is None else sigma_max
+        known = self._preconditioner
+        self._prepare(state_dtype, max(low, known.sigma_min), min(high, known.sigma_max))
         if c_1 != C_1 and chain_levels(c_1, c_2, num_levels)[0] > self._sigma_max:
             raise ConfigError(f"c_1={c_1} has no effect: the only level it makes is above sigma_max={self._sigma_max}")
         vp = VPSchedule.between(self._sigma_min, self._sigma_max, epsilon_s)
@@ -164,8 +155,7 @@ class EDMAblationScheduler(PreconditionedScheduler):
 
         device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
         """
-        check_steps(num_inference_steps, sigmas)
-        levels = self._levels_of(num_inference_steps) if sigmas is None else check_levels(sigmas)
+        levels = self._chosen(num_inference_steps, sigmas, self._levels_of)
         times = self._schedule.time(self._preconditioner.round_sigma(levels), at_once=True)
         self.t_steps = torch.cat([times, torch.zeros_like(times[:1])])
         """(n + 1,) float64: the times of the ODE."""
@@ -175,17 +165,14 @@ class EDMAblationScheduler(PreconditionedScheduler):
             self.t_steps, self._schedule, self._scaling, self._preconditioner, churn,
             self.config.s_noise, self.config.alpha if heun else None,
         )  # fmt: skip
-        self._bare = bare
-        levels = self._schedule.sigma(self.t_steps)
-        self._adopt_evaluations(evaluations, self._labels([sigma for sigma, _ in bare]), levels, device)
+        self._adopt_evaluations(evaluations, bare, self._schedule.sigma(self.t_steps), device)
         self.init_noise_sigma = self._initial(self.t_steps[0])
 
     def _initial(self, t: Tensor) -> float:
         """Standard deviation of the state at t: ()."""
         return float(self._schedule.sigma(t) * self._scaling.scale(t))
 
-    def _levels_of(self, steps: int | None) -> Tensor:
-        assert steps is not None
+    def _levels_of(self, steps: int) -> Tensor:
         if self._discretization is Discretization.VP:
             return vp_levels(steps, self._vp, self.config.epsilon_s)
         if self._discretization is Discretization.VE:
@@ -194,10 +181,6 @@ class EDMAblationScheduler(PreconditionedScheduler):
             c_1, c_2, levels = self.config.c_1, self.config.c_2, self.config.num_levels
             return iddpm_levels(steps, self._sigma_min, self._sigma_max, c_1, c_2, levels)
         return edm_levels(steps, self._sigma_min, self._sigma_max, self.config.rho)
-
-    def _levels(self) -> dict[Time, tuple[float, float]]:
-        self._require_timesteps()
-        return dict(zip(self._times, self._bare, strict=True))
 
     # --- one evaluation ----------------------------------------------------------------------------------------------
 
@@ -249,10 +232,10 @@ def plan(
     h = t_next - t_hat
     slopes = slope_factors(schedule, scaling, t_hat)
     part_of_h = h if alpha is None else alpha * h
-    columns = (sigma_hat, *slopes, h, part_of_h, scale_hat, gamma > 0, scale_hat / scale, added)
+    columns = (sigma_hat, *slopes, h, part_of_h, scale_hat, scale_hat / scale, added)
     evaluations = [
-        Evaluation(level, Linear(a, b), size, None if alpha is None else part, None, s, bool(churned), carried, noise)
-        for level, a, b, size, part, s, churned, carried, noise in by_step(*columns)
+        Evaluation(level, Linear(a, b), size, None if alpha is None else part, None, s, carried, noise)
+        for level, a, b, size, part, s, carried, noise in by_step(*columns)
     ]
     evaluations[-1] = evaluations[-1]._replace(partial_size=None)
     bare = list(zip(sigma.tolist(), scale.tolist(), strict=True))

@@ -29,9 +29,6 @@ from diffusers_ref.schedulers.preconditioned_scheduler import (
     Linear,
     PreconditionedScheduler,
     Quotient,
-    check_levels,
-    check_range,
-    check_steps,
 )
 from diffusers_ref.schedulers.preconditioning import EDMPreconditioner
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
@@ -108,20 +105,19 @@ class EDMEulerScheduler(PreconditionedScheduler):
         self._initial_scale = choose(InitialScale, "initial_scale", initial_scale)
         allowed = (PredictionType.EPSILON, PredictionType.V_PREDICTION)
         kind = choose(PredictionType, "prediction_type", prediction_type, allowed=allowed)
-        check_range(sigma_min, sigma_max)
         self._preconditioner = EDMPreconditioner(sigma_data, 1.0 if kind is PredictionType.EPSILON else -1.0)
-        self._prepare(state_dtype)
-        self._refuse_churn_options()
+        self._prepare(state_dtype, float(sigma_min), float(sigma_max))
         training = self._grid(num_train_timesteps + 1)
         self.sigmas = self._ended(training)
         self.timesteps = 0.25 * torch.log(training.float())
+        self._level_at = dict(zip(self.timesteps.tolist(), self._unscaled(training), strict=True))
+        self.init_noise_sigma = self._initial()
 
     def __len__(self) -> int:
         """How many levels (but for one) there are for training."""
         return int(self.config.num_train_timesteps)
 
-    @property
-    def init_noise_sigma(self) -> float:  # type: ignore[override]
+    def _initial(self) -> float:
         """Standard deviation of x_T."""
         if self._initial_scale is InitialScale.FIRST_SIGMA:
             return float(self.sigmas[0])
@@ -139,16 +135,11 @@ class EDMEulerScheduler(PreconditionedScheduler):
 
         device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
         """
-        check_steps(num_inference_steps, sigmas)
-        if sigmas is None:
-            assert num_inference_steps is not None
-            levels = self._grid(num_inference_steps)
-        else:
-            levels = check_levels(sigmas)
-            levels = levels if self._wide else levels.float()
+        levels = self._chosen(num_inference_steps, sigmas, self._grid)
+        levels = levels if self._wide else levels.float()
         entries = (0.25 * torch.log(levels.float())).tolist()
-        levels = self._ended(levels)
-        evaluations = self._plan(levels)
+        bare, levels = self._unscaled(levels), self._ended(levels)
+        evaluations = self._plan(levels.double())
         labels = None
         if not self._wide:  # Published code takes the logarithm of all levels at once.
             raised = self._labels([item.sigma for item in evaluations])
@@ -156,11 +147,15 @@ class EDMEulerScheduler(PreconditionedScheduler):
                 label if item.churned else entry
                 for item, label, entry in zip(evaluations, raised, entries, strict=True)
             ]
-        self._adopt_evaluations(evaluations, entries, levels, device, labels)
+        self._adopt_evaluations(evaluations, bare, levels, device, entries, labels)
+        self.init_noise_sigma = self._initial()
+
+    def _unscaled(self, levels: Tensor) -> list[tuple[float, float]]:
+        return [(sigma, 1.0) for sigma in levels.tolist()]
 
     def _grid(self, count: int) -> Tensor:
         """(n,) noise levels: float32 of float64 levels, or float64."""
-        low, high, rho = float(self.config.sigma_min), float(self.config.sigma_max), self.config.rho
+        low, high, rho = self._sigma_min, self._sigma_max, self.config.rho
         if count == 1:
             levels = torch.tensor([high], dtype=torch.float64)
         elif self._sigma_schedule is SigmaSchedule.EXPONENTIAL:
@@ -178,18 +173,12 @@ class EDMEulerScheduler(PreconditionedScheduler):
         return torch.cat([levels, last])
 
     def _plan(self, levels: Tensor) -> list[Evaluation]:
-        sigma, after = levels[:-1].double(), levels[1:].double()
-        gamma = self._churn(sigma, self.config.s_tmin, self.config.s_tmax)
-        sigma_hat = sigma + gamma * sigma
-        added = (sigma_hat**2 - sigma**2).clip(min=0).sqrt() * self.config.s_noise
+        sigma_hat, added = self._raised(levels[:-1])
         factors = slope_factors(_LINEAR, Scaling(ScalingKind.NONE, _LINEAR), sigma_hat)
         return [
-            Evaluation(level, Linear(*ab) if self._wide else Quotient(level), h, churned=bool(churned), added=noise)
-            for level, *ab, h, churned, noise in by_step(sigma_hat, *factors, after - sigma_hat, gamma > 0, added)
+            Evaluation(level, Linear(*ab) if self._wide else Quotient(level), h, added=noise)
+            for level, *ab, h, noise in by_step(sigma_hat, *factors, levels[1:] - sigma_hat, added)
         ]
-
-    def _levels(self) -> dict[Time, tuple[float, float]]:
-        return {time: (sigma, 1.0) for time, sigma in zip(self.timesteps.tolist(), self.sigmas.tolist(), strict=False)}
 
     # --- one evaluation ----------------------------------------------------------------------------------------------
 

@@ -12,7 +12,6 @@ NVlabs' `edm_sampler` is reproduced bit for bit with `state_dtype` "float64".
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -22,16 +21,12 @@ from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.conventions import choose
 from diffusers_ref.schedulers.noise_designs import edm_levels
 from diffusers_ref.schedulers.preconditioned_scheduler import (
-    CHURN_OPTIONS,
     Evaluation,
     PreconditionedScheduler,
     Quotient,
-    check_levels,
-    check_range,
-    check_steps,
 )
-from diffusers_ref.schedulers.preconditioning import Preconditioning, each, make_preconditioner
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
+from diffusers_ref.schedulers.preconditioning import Preconditioning, make_preconditioner
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
 
 
 class EDMHeunScheduler(PreconditionedScheduler):
@@ -45,7 +40,6 @@ class EDMHeunScheduler(PreconditionedScheduler):
     Defaults are NVlabs'. One step begins at sigma_max, where NVlabs' code divides by zero.
     """
 
-    convention_options = CHURN_OPTIONS | {"state_dtype"}
     order = 2
 
     @register_to_config
@@ -62,17 +56,9 @@ class EDMHeunScheduler(PreconditionedScheduler):
         s_noise: float = 1.0,
         state_dtype: str | None = None,
     ) -> None:
-        self._preconditioner = make_preconditioner(
-            choose(Preconditioning, "preconditioning", preconditioning), sigma_data
-        )
-        self._prepare(state_dtype)
-        self._refuse_churn_options()
-        if preconditioning != Preconditioning.EDM.value:
-            self._refuse(("sigma_data",), f"preconditioning={preconditioning!r}")
-        self._sigma_min = max(sigma_min, self._preconditioner.sigma_min)
-        self._sigma_max = min(sigma_max, self._preconditioner.sigma_max)
-        check_range(self._sigma_min, self._sigma_max)
-        self.init_noise_sigma = self._sigma_max
+        kind = choose(Preconditioning, "preconditioning", preconditioning)
+        self._preconditioner = known = make_preconditioner(kind, sigma_data)
+        self._prepare(state_dtype, max(sigma_min, known.sigma_min), min(sigma_max, known.sigma_max))
 
     def set_timesteps(
         self,
@@ -84,40 +70,18 @@ class EDMHeunScheduler(PreconditionedScheduler):
 
         device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
         """
-        check_steps(num_inference_steps, sigmas)
-        if sigmas is None:
-            assert num_inference_steps is not None
-            levels = edm_levels(num_inference_steps, self._sigma_min, self._sigma_max, self.config.rho)
-        else:
-            levels = check_levels(sigmas)
-        levels = self._preconditioner.round_sigma(levels)
+        rule = lambda steps: edm_levels(steps, self._sigma_min, self._sigma_max, self.config.rho)
+        levels = self._preconditioner.round_sigma(self._chosen(num_inference_steps, sigmas, rule))
         levels = torch.cat([levels, torch.zeros_like(levels[:1])])
-        pairs = list(pairwise(levels.tolist()))
-        bare = [sigma for pair in pairs for sigma in pair][:-1]
-        self._adopt_evaluations(self._plan(levels), self._labels(bare), levels, device)
-        self._bare = {time: (sigma, 1.0) for time, sigma in zip(self._times, bare, strict=True)}
-        self.init_noise_sigma = bare[0]
-
-    def _plan(self, levels: Tensor) -> list[Evaluation]:
-        # Lines 4 to 6: raise the noise level.
-        sigma, after = levels[:-1], levels[1:]
-        gamma = self._churn(sigma, self.config.s_tmin, self.config.s_tmax)
-        sigma_hat = each(self._preconditioner.round_sigma, sigma + gamma * sigma)
-        added = (sigma_hat**2 - sigma**2).clip(min=0).sqrt() * self.config.s_noise
-        step_size = after - sigma_hat
-
+        sigma_hat, added = self._raised(levels[:-1])
+        rows = zip(*(column.tolist() for column in (sigma_hat, levels[1:], levels[1:] - sigma_hat, added)), strict=True)
         evaluations = []
-        for level, end, h, churned, noise in by_step(sigma_hat, after, step_size, gamma > 0, added):
-            # Lines 7 and 8: the Euler step. Lines 10 and 11: the correction.
-            partial = h if end else None
-            evaluations.append(Evaluation(level, Quotient(level), h, partial, churned=bool(churned), added=noise))
-            if end:
-                evaluations.append(Evaluation(end, Quotient(end), h, second_of=1.0))
-        return evaluations
-
-    def _levels(self) -> dict[Time, tuple[float, float]]:
-        self._require_timesteps()
-        return self._bare
+        for level, after, h, noise in rows:
+            evaluations.append(Evaluation(level, Quotient(level), h, h, added=noise))  # lines 7 and 8
+            evaluations.append(Evaluation(after, Quotient(after), h, second_of=1.0))  # lines 10 and 11
+        bare = levels.repeat_interleave(2)[1:-2].tolist()
+        self._adopt_evaluations(evaluations[:-1], [(sigma, 1.0) for sigma in bare], levels, device)
+        self.init_noise_sigma = bare[0]
 
     def step(
         self,

@@ -81,6 +81,7 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         if self._through_denoised and (stochastic_sampling or invert_sigmas):
             other = "stochastic_sampling" if stochastic_sampling else "invert_sigmas"
             raise ConfigError(f"derivative='denoised' does not know {other}; leave it out, or take 'velocity'")
+        self._stochastic = stochastic_sampling
         self._prepare()
 
     def step(
@@ -104,10 +105,9 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         """
         dtype = self._check(model_output, sample)
         coefficients = self._coefficients(dtype)
-        stochastic = self.config.stochastic_sampling
-        if not stochastic and variance_noise is not None:
+        if not self._stochastic and variance_noise is not None:
             raise ValueError("variance_noise is not allowed: only stochastic_sampling draws noise")
-        noise = self._noise(sample, generator, variance_noise, dtype) if stochastic else None
+        noise = self._noise(sample, generator, variance_noise, dtype) if self._stochastic else None
         c = coefficients[self._advance(timestep)]
         x, velocity = sample.to(dtype), model_output.to(dtype)
 

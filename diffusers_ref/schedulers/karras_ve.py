@@ -24,9 +24,6 @@ from diffusers_ref.schedulers.noise_designs import LinearSchedule, Scaling, Scal
 from diffusers_ref.schedulers.preconditioned_scheduler import (
     Number,
     PreconditionedScheduler,
-    check_levels,
-    check_range,
-    check_steps,
 )
 from diffusers_ref.schedulers.preconditioning import VEPreconditioner
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
@@ -58,10 +55,8 @@ class KarrasVeScheduler(PreconditionedScheduler):
         s_max: float = 50.0,
         state_dtype: str | None = None,
     ) -> None:
-        check_range(sigma_min, sigma_max)
         self._preconditioner = VEPreconditioner()
-        self._prepare(state_dtype)
-        self.init_noise_sigma = float(sigma_max)
+        self._prepare(state_dtype, float(sigma_min), float(sigma_max))
 
     def set_timesteps(
         self,
@@ -73,25 +68,15 @@ class KarrasVeScheduler(PreconditionedScheduler):
 
         device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
         """
-        check_steps(num_inference_steps, sigmas)
-        if sigmas is None:
-            assert num_inference_steps is not None
-            levels = ve_levels(num_inference_steps, float(self.config.sigma_min), float(self.config.sigma_max))
-        else:
-            levels = check_levels(sigmas)
+        rule = lambda steps: ve_levels(steps, self._sigma_min, self._sigma_max)
+        levels = self._chosen(num_inference_steps, sigmas, rule)
         levels = torch.cat([levels, torch.zeros_like(levels[:1])])
         linear = LinearSchedule()
         churn = lambda sigma: self._churn(sigma, self.config.s_min, self.config.s_max)
         unscaled = Scaling(ScalingKind.NONE, linear)
-        evaluations, self._bare = plan(
-            levels, linear, unscaled, self._preconditioner, churn, self.config.s_noise, alpha=1.0
-        )
-        self._adopt_evaluations(evaluations, self._labels([sigma for sigma, _ in self._bare]), levels, device)
+        evaluations, bare = plan(levels, linear, unscaled, self._preconditioner, churn, self.config.s_noise, alpha=1.0)
+        self._adopt_evaluations(evaluations, bare, levels, device)
         self.init_noise_sigma = float(levels[0])
-
-    def _levels(self) -> dict[Time, tuple[float, float]]:
-        self._require_timesteps()
-        return dict(zip(self._times, self._bare, strict=True))
 
     # --- the network -------------------------------------------------------------------------------------------------
 

@@ -101,7 +101,7 @@ class LCMScheduler(ChainScheduler):
         self._prediction = choose(PredictionType, "prediction_type", prediction_type, allowed=_PREDICTION_TYPES)
         self._rule = choose(DistilledGrid, "distilled_grid", distilled_grid)
         self._prepare(default_coefficients=Coefficients.FLOAT32)
-        _check_origin("original_inference_steps", original_inference_steps, len(self))
+        _check_origin(original_inference_steps, len(self))
 
     # --- the grid ----------------------------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class LCMScheduler(ChainScheduler):
         total = original_inference_steps
         if total is None:
             total = self.config.original_inference_steps
-        _check_origin("original_inference_steps", total, len(self))
+        _check_origin(total, len(self))
         stride = len(self) // total
         origin = [stride * i - 1 for i in range(int(total * strength), 0, -1)]  # the k-th, 2k-th, ... timestep
         count = num_inference_steps
@@ -219,9 +219,9 @@ class LCMScheduler(ChainScheduler):
         return self._coefficient_cache[dtype]
 
 
-def _check_origin(name: str, value: Any, total: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= total:
-        raise ConfigError(f"{name}={value!r} is not allowed; it must be an integer from 1 to {total}")
+def _check_origin(steps: Any, total: int) -> None:
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total:
+        raise ConfigError(f"original_inference_steps={steps!r} is not allowed; it must be an integer from 1 to {total}")
 
 
 SIGMA_DATA = 0.5

@@ -21,7 +21,7 @@ where the option `state_dtype` is "float64", as in NVlabs' code.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from diffusers_ref.configuration import ConfigError
 from diffusers_ref.random import Generators, randn
-from diffusers_ref.schedulers.preconditioning import Preconditioner, Preconditioning, Scalings
+from diffusers_ref.schedulers.preconditioning import Preconditioner, Preconditioning, Scalings, each
 from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time
 
 Number = float | Tensor
@@ -63,13 +63,17 @@ class Evaluation(NamedTuple):
     partial_size: float | None = None  # α·h, where a second evaluation follows
     second_of: float | None = None  # α, at a second evaluation
     scale: float = 1.0  # s(t)
-    churned: bool = False  # γ > 0
     carried: float = 1.0  # s(t̂)/s(t) and what the draw is multiplied with, to get x̂
     added: float = 0.0
 
     @property
     def begins(self) -> bool:
         return self.second_of is None
+
+    @property
+    def churned(self) -> bool:
+        """Whether γ > 0; what rounding adds without it is some 10⁻⁸ σ."""
+        return self.added > 1e-6 * self.sigma * self.scale
 
 
 CHURN_OPTIONS = frozenset({"s_churn", "s_tmin", "s_tmax", "s_noise"})
@@ -82,9 +86,16 @@ class PreconditionedScheduler(SchedulerMixin):
     """(n + 1,) the noise levels, the last of which ends the run; float64, or float32 as published."""
 
     _preconditioner: Preconditioner
+    _level_at: dict[Time, tuple[float, float]]
+    """Entry of `timesteps` -> σ and s there, without churn."""
 
-    def _prepare(self, state_dtype: str | None) -> None:
-        """Check what all have in common; called once, by the constructors."""
+    convention_options = CHURN_OPTIONS | {"state_dtype"}
+
+    def _prepare(self, state_dtype: str | None, sigma_min: float, sigma_max: float) -> None:
+        """Check what all have in common; called once, by the constructors. The noise levels lie between the two."""
+        check_range(sigma_min, sigma_max)
+        self._sigma_min, self._sigma_max = sigma_min, sigma_max
+        self.init_noise_sigma = float(sigma_max)
         if state_dtype not in (None, "float64"):
             raise ConfigError(f"state_dtype is {state_dtype!r}; allowed: None, 'float64'")
         self._wide = state_dtype is not None
@@ -96,6 +107,8 @@ class PreconditionedScheduler(SchedulerMixin):
                 raise ConfigError(f"{name}={config[name]} is not allowed; it must be at least 0, and finite")
         if not config[low] <= config[high]:
             raise ConfigError(f"{low}={config[low]} must not be above {high}={config[high]}")
+        if config.s_churn == 0 and "s_tmin" in config:
+            self._refuse(("s_tmin", "s_tmax", "s_noise"), "s_churn=0")
 
     def _refuse(self, names: Sequence[str], where: str) -> None:
         """Raise ConfigError for options that have no effect but differ from their defaults."""
@@ -104,31 +117,42 @@ class PreconditionedScheduler(SchedulerMixin):
             if self.config[name] != defaults[name]:
                 raise ConfigError(f"{name}={self.config[name]} has no effect with {where}")
 
-    def _refuse_churn_options(self) -> None:
-        if self.config.s_churn == 0:
-            self._refuse(("s_tmin", "s_tmax", "s_noise"), "s_churn=0")
-
     # --- the list of evaluations -------------------------------------------------------------------------------------
 
     def _adopt_evaluations(
         self,
         evaluations: Sequence[Evaluation],
-        entries: Sequence[Time],
+        levels: Sequence[tuple[float, float]],
         sigmas: Tensor,
         device: torch.device | str | None,
+        entries: Sequence[float] | None = None,
         labels: Sequence[float] | None = None,
     ) -> None:
-        """Make `evaluations` the plan; `entries` are `timesteps`, `sigmas` (n + 1,) the levels of the grid.
+        """Make `evaluations` the plan; `sigmas` (n + 1,) are the levels of the grid.
 
-        labels: what the network is given as time; by default, c_noise at the level of every evaluation.
+        levels: σ and s at every evaluation without churn. entries: `timesteps`; by default, c_noise at these levels.
+        labels: what the network is given as time; by default, c_noise at the levels after churn.
         """
         self._evaluations = list(evaluations)
         self._scalings_cache: dict[torch.dtype, list[tuple[float, ...]]] = {}
+        self._prepared: int | None = None
         self.sigmas = sigmas
+        if entries is None:
+            entries = self._labels([sigma for sigma, _ in levels])
         if labels is None:
             labels = self._labels([evaluation.sigma for evaluation in evaluations])
         self._adopt(entries, len(sigmas) - 1, device, labels)
-        self._prepared: int | None = None
+        self._level_at = dict(zip(self._times, levels, strict=True))
+
+    def _chosen(
+        self, num_inference_steps: int | None, sigmas: Sequence[float] | Tensor | None, rule: Callable[[int], Tensor]
+    ) -> Tensor:
+        """(n,) float64 levels: the given ones, or those of the class's rule."""
+        check_steps(num_inference_steps, sigmas)
+        if sigmas is not None:
+            return check_levels(sigmas)
+        assert num_inference_steps is not None
+        return rule(num_inference_steps)
 
     def _labels(self, sigmas: Sequence[float]) -> list[float]:
         """What the network is given as time at each level."""
@@ -144,6 +168,12 @@ class PreconditionedScheduler(SchedulerMixin):
         """(n,) γ_i: how much the noise level of each of n steps is raised, within [S_tmin, S_tmax]."""
         gamma = min(self.config.s_churn / len(sigma), math.sqrt(2) - 1)
         return gamma * ((low <= sigma) & (sigma <= high)).double()
+
+    def _raised(self, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Algorithm 2, lines 4 to 6, where σ(t) = t: (n,) t̂_i, and what the draws are multiplied with."""
+        gamma = self._churn(sigma, self.config.s_tmin, self.config.s_tmax)
+        sigma_hat = each(self._preconditioner.round_sigma, sigma + gamma * sigma)
+        return sigma_hat, (sigma_hat**2 - sigma**2).clip(min=0).sqrt() * self.config.s_noise
 
     # --- before the network ------------------------------------------------------------------------------------------
 
@@ -319,7 +349,7 @@ class PreconditionedScheduler(SchedulerMixin):
         times = torch.as_tensor(timesteps).reshape(-1).tolist()
         if len(times) not in (1, len(original_samples)):
             raise ValueError(f"there are {len(times)} timesteps; allowed: 1 or {len(original_samples)}")
-        levels = self._levels()
+        levels = self._level_at
         for time in times:
             if time not in levels:
                 raise ValueError(
@@ -328,10 +358,6 @@ class PreconditionedScheduler(SchedulerMixin):
         columns = torch.tensor([levels[time] for time in times], dtype=torch.float64).to(original_samples.device, dtype)
         sigma, scale = (column.reshape(-1, *[1] * (original_samples.ndim - 1)) for column in columns.T)
         return (scale * (original_samples.to(dtype) + sigma * noise.to(dtype))).to(original_samples.dtype)
-
-    def _levels(self) -> dict[Time, tuple[float, float]]:
-        """Entry of `timesteps` -> σ and s there, without churn."""
-        raise NotImplementedError
 
 
 def check_range(sigma_min: float, sigma_max: float) -> None:

@@ -24,6 +24,8 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from diffusers_ref.configuration import ConfigError
+
 BETA_D, BETA_MIN = 19.9, 0.1
 """The noise schedule of VP, β(t) = β_d · t + β_min."""
 NUM_TRAIN_TIMESTEPS = 1000
@@ -176,9 +178,11 @@ def each(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
 
 
 def make_preconditioner(kind: Preconditioning, sigma_data: float) -> Preconditioner:
-    """The preconditioner of a kind; `sigma_data` is of "edm"."""
+    """The preconditioner of a kind. Raises ConfigError for a `sigma_data` that a kind has no use for."""
     if kind is Preconditioning.EDM:
         return EDMPreconditioner(sigma_data)
+    if sigma_data != EDMPreconditioner.sigma_data:
+        raise ConfigError(f"sigma_data={sigma_data} has no effect with preconditioning={kind.value!r}")
     return {
         Preconditioning.VP: VPPreconditioner,
         Preconditioning.VE: VEPreconditioner,

@@ -87,8 +87,9 @@ def solver_grid(
         visited = _flow(_count(num_inference_steps), len(table), shift)
         times = _flow_times(visited, len(table))
     elif chosen is not None:
-        rule, ends = _RULES[chosen], (float(table[0]), float(table[-1]))
-        visited = rule(_count(num_inference_steps), *ends)
+        low, high = config.get("sigma_min"), config.get("sigma_max")
+        ends = (float(table[0]) if low is None else low, float(table[-1]) if high is None else high)
+        visited = _RULES[chosen](_count(num_inference_steps), *ends)
         times = _nearest_times(table, visited)
     else:
         times = _spaced_times(config, table, _count(num_inference_steps))

@@ -74,7 +74,7 @@ LEVEL_AT_FIXED_STRIDE = (
 
 DDIM_FAULTS = [
     Fault("a sign in the prediction of x0", "ddim/ddim-uniform-2-eta-0",
-          "(x - c.sqrt_one_minus_abar * output)", "(x + c.sqrt_one_minus_abar * output)", ("step", 0)),
+          "(x - c.sqrt_one_minus_abar * epsilon)", "(x + c.sqrt_one_minus_abar * epsilon)", ("step", 0)),
     Fault("sigma too large by 1e-5", "ddim/ddim-uniform-3-eta-1",
           "sigma = eta * ((1 - a / a_prev)", "sigma = (1 + 1e-5) * eta * ((1 - a / a_prev)", ("step", 0)),
     # Where ᾱ is near 0, float32 rounding of the step alone is larger than this; the float64 run sees it from step 0.
@@ -101,6 +101,9 @@ DDIM_FAULTS = [
           "self._always_rederive = rederive_epsilon", "self._always_rederive = False", ("step", 0)),
     Fault("sigma tabulated in float32", "latent-diffusion/ddim-scaled-linear-7-eta-1",
           "wide = torch.float64 if len(a) > 1 else a.dtype", "wide = a.dtype", ("step.f64", 0)),
+    Fault("the guided x0 clipped again", "dit/ddim-learned-range-guided-2-31-eta-0.5",
+          "x0 = self._x0_from_epsilon(epsilon, x, c)\n", "x0 = limit_x0(self._x0_from_epsilon(epsilon, x, c), self.config)\n",
+          ("step", 0)),
 ]  # fmt: skip
 
 DDPM_DRAW = "z = self._noise(sample, generator, variance_noise, dtype)"
@@ -132,6 +135,8 @@ DDPM_FAULTS = [
     Fault("a factor from a float32 table", "ddpm/cifar-linear-fixedsmall-eps-7",
           "tables = (of_sample,",
           "of_sample = 1 / np.sqrt(np.float32(chain.alphas_cumprod))\n        tables = (of_sample,", ("step.f64", 3)),
+    Fault("the gradient taken off", "guided-diffusion/ddpm-fixed-large-guided-2-ddim5",
+          "mean = mean + variance *", "mean = mean - variance *", ("step", 0)),
     Fault("a table shown in float32", "ddpm/cifar-linear-fixedsmall-eps-3",
           OPTIONS, f"{OPTIONS}\n    alphas_cumprod = property(lambda self: self._table.alphas_cumprod.float())",
           ("alphas_cumprod", 0)),

@@ -179,3 +179,20 @@ def test_another_seed_is_seen() -> None:
     torch.randn(4, generator=check.generator)
 
     assert not check.expect(1)
+
+
+def test_a_draw_that_is_made_by_other_means_is_on_the_tape_and_comes_from_there() -> None:
+    def make() -> torch.Tensor:
+        return torch.randn(3, generator=torch.Generator().manual_seed(9))  # not itself a draw of the run
+
+    def run(make: Callable[[], torch.Tensor]) -> torch.Tensor:
+        return torch.stack([torch.randn(3), torch.randn(3, generator=MadeDraw(make))])  # type: ignore[call-overload]
+
+    with recorded_draws(1, lambda: 0) as log:
+        first = run(make)
+    with replayed_draws(log.values):
+        again = run(lambda: pytest.fail("it is made while recording only"))
+
+    assert len(log.values) == 2
+    assert torch.equal(first[1], torch.randn(3, generator=torch.Generator().manual_seed(9)))
+    assert torch.equal(again, first)

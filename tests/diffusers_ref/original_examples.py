@@ -101,6 +101,38 @@ OPENAI: dict[str, Any] = {
     "diffusion_steps": 4000,
     "noise_schedule": "cosine",
 }
+YANG_SONG: dict[str, Any] = {
+    "training": {"sde": "vesde", "continuous": True, "batch_size": 128},
+    "sampling": {"method": "pc", "predictor": "reverse_diffusion", "corrector": "langevin", "snr": 0.16},
+    "data": {"dataset": "CIFAR10", "image_size": 8, "num_channels": 3, "centered": False},
+    "model": {
+        "name": "ncsnpp",
+        "nf": 16,
+        "ch_mult": [1, 2],
+        "num_res_blocks": 1,
+        "attn_resolutions": [4],
+        "resamp_with_conv": True,
+        "conditional": True,
+        "fir": True,
+        "fir_kernel": [1, 3, 3, 1],
+        "skip_rescale": True,
+        "resblock_type": "biggan",
+        "progressive": "none",
+        "progressive_input": "residual",
+        "progressive_combine": "sum",
+        "embedding_type": "fourier",
+        "fourier_scale": 16,
+        "scale_by_sigma": True,
+        "nonlinearity": "swish",
+        "dropout": 0.1,
+        "sigma_min": 0.01,
+        "sigma_max": 50,
+        "num_scales": 1000,
+        "ema_rate": 0.999,
+        "init_scale": 0.0,
+    },
+    "seed": 42,
+}
 
 EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "ermongroup": ("ermongroup/ddim", ERMONGROUP),
@@ -108,6 +140,7 @@ EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "lupingliu DDIM": ("luping-liu/PNDM", LUPINGLIU_DDIM),
     "lupingliu iDDPM": ("luping-liu/PNDM", LUPINGLIU_IDDPM),
     "openai": ("openai/improved-diffusion", OPENAI),
+    "yang-song": ("yang-song/score_sde_pytorch", YANG_SONG),
 }
 
 

@@ -153,6 +153,16 @@ def test_network_times_in_float16_are_rounded_twice():
     assert made.network_timesteps[1] != made.timesteps[1]
 
 
+def test_x0_is_made_from_sigma_as_the_networks_dtype_rounds_it():
+    made = FlowMatchDPMPP2MScheduler(shift=3.0, flow_grid="sd3.5", time_dtype="float16")
+    made.set_timesteps(4)
+    x, velocity, t = start(), start(seed=1), made.timesteps[1]
+
+    expected = x - velocity * made.sigmas[1].half().float()
+    assert torch.equal(made.step(velocity, t, x).pred_original_sample, expected)
+    assert not torch.equal(x - velocity * made.sigmas[1], expected)
+
+
 # --- steps ------------------------------------------------------------------------------------------------------------
 
 

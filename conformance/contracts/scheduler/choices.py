@@ -7,7 +7,7 @@ import math
 import random
 import re
 from collections.abc import Iterator
-from itertools import chain
+from itertools import chain, combinations
 from typing import Any
 
 import torch
@@ -27,9 +27,6 @@ COUNTS = (2, 3, 4, STEPS)
 
 MORE = 150
 """Further combinations that are tried before an option is called silent."""
-
-KEPT = 0.7
-"""Share of the options that are left as they are, in every other further combination."""
 
 COMPANIONS = 12
 """Tries to find a combination with a pair of values that is not refused."""
@@ -239,13 +236,13 @@ def _is_training_count(subject: SchedulerUnderTest, name: str, values: tuple[Any
 def _more(subject: SchedulerUnderTest) -> Iterator[Config]:
     """Further combinations, for an option that needs two others to matter; always the same ones.
 
-    In every other one most options are left as they are, as classes with many options refuse most wild combinations.
+    First wild ones; then every two values of other options alone, as classes with many options refuse most wild ones.
     """
     source = random.Random(0)
-    for turn in range(MORE):
-        wild = {name: source.choice(values) for name, values in subject.options.items()}
-        kept = {name for name in wild if turn % 2 and source.random() < KEPT}
-        yield {name: value for name, value in wild.items() if name not in kept}
+    for _ in range(MORE):
+        yield {name: source.choice(values) for name, values in subject.options.items()}
+    moved = [(name, value) for name, values in subject.options.items() for value in values[1:]]
+    yield from (dict(pair) for pair in combinations(moved, 2) if pair[0][0] != pair[1][0])
 
 
 def _prepared(subject: SchedulerUnderTest, config: Config) -> Any:

@@ -16,7 +16,15 @@ from typing import Any
 import torch
 
 from conformance.contracts.result import NotApplicable
-from conformance.contracts.scheduler.options import SCORES, UNUSUAL, option_values, parameters, required, samples_tokens
+from conformance.contracts.scheduler.options import (
+    SCORES,
+    UNUSUAL,
+    VELOCITIES,
+    option_values,
+    parameters,
+    required,
+    samples_tokens,
+)
 
 SHAPE = (2, 3, 4, 2)  # (B, C, H, W): no two sizes alike but the batch and the width, so that a wrong axis shows
 CORE = ("model_output", "timestep", "sample")
@@ -169,13 +177,13 @@ class SchedulerUnderTest:
             output = (noise - x0) * self._time_direction(scheduler)
         elif kind is None and self.name in SCORES:
             output = -noise / b
+        elif kind == "v_prediction" or (kind is None and self.name in VELOCITIES):
+            scale = (a * a + b * b) ** 0.5  # 1 for variance-preserving processes; σ-space samples are scaled to that
+            output = (a * noise - b * x0) / scale
         elif kind in (None, "epsilon"):
             output = noise
         elif kind == "sample":
             output = x0
-        elif kind == "v_prediction":
-            scale = (a * a + b * b) ** 0.5  # 1 for variance-preserving processes; σ-space samples are scaled to that
-            output = (a * noise - b * x0) / scale
         elif kind == "previous_sample":
             output = self._posterior_mean(scheduler, x, x0, timestep)
         else:

@@ -98,6 +98,9 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 """Options whose values are another list in these classes."""
 
+VELOCITIES = frozenset({"IPNDMScheduler"})
+"""Classes without a choice of prediction type whose networks return v = a·noise − b·x_0."""
+
 SCORES = frozenset({"ScoreSdeVeScheduler"})
 """Classes whose network returns the score, the gradient of log p: -noise / b in x = a·x_0 + b·noise."""
 

@@ -24,7 +24,44 @@ _LIMITS: dict[str, Any] = {
     "rescale_betas_zero_snr": False,
 }
 
+_FLOW: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "shift": 1.0,
+    "use_dynamic_shifting": False,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "shift_terminal": None,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "time_shift_type": "exponential",
+}
+
 CONSTRUCTOR: dict[str, dict[str, Any]] = {
+    "CMStochasticIterativeScheduler": {
+        "num_train_timesteps": 40,
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "sigma_data": 0.5,
+        "s_noise": 1.0,
+        "rho": 7.0,
+        "clip_denoised": True,
+    },
+    "FlowMatchEulerDiscreteScheduler": {**_FLOW, "invert_sigmas": False, "stochastic_sampling": False},
+    "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
+    "LCMScheduler": {
+        **_CHAIN,
+        **_LIMITS,
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "original_inference_steps": 50,
+        "set_alpha_to_one": True,
+        "timestep_scaling": 10.0,
+    },
     "DDPMScheduler": {**_CHAIN, **_LIMITS, "variance_type": "fixed_small"},
     "DDIMScheduler": {**_CHAIN, **_LIMITS, "set_alpha_to_one": True},
     "PNDMScheduler": {**_CHAIN, "skip_prk_steps": False, "set_alpha_to_one": False},
@@ -32,6 +69,10 @@ CONSTRUCTOR: dict[str, dict[str, Any]] = {
 """Class -> option of the constructor -> default."""
 
 STEP: dict[str, dict[str, Any]] = {
+    "CMStochasticIterativeScheduler": {"generator": None, "return_dict": True},
+    "FlowMatchEulerDiscreteScheduler": {"generator": None, "return_dict": True},
+    "FlowMatchHeunDiscreteScheduler": {"generator": None, "return_dict": True},
+    "LCMScheduler": {"generator": None, "return_dict": True},
     "DDPMScheduler": {"generator": None, "return_dict": True},
     "DDIMScheduler": {"eta": 0.0, "generator": None, "variance_noise": None, "return_dict": True},
     "PNDMScheduler": {"return_dict": True},
@@ -39,6 +80,7 @@ STEP: dict[str, dict[str, Any]] = {
 """Class -> argument of step -> default."""
 
 PRECISION: dict[str, dict[str, str]] = {
+    "LCMScheduler": dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2"), "float32"),
     "DDPMScheduler": dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"), "float64"),
     "DDIMScheduler": {
         "linear": "float32_cumprod",
