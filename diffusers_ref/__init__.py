@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from diffusers_ref.schedulers.score_sde_sub_vp import ScoreSdeSubVpScheduler as ScoreSdeSubVpScheduler
     from diffusers_ref.schedulers.score_sde_ve import ScoreSdeVeScheduler as ScoreSdeVeScheduler
     from diffusers_ref.schedulers.score_sde_vp import ScoreSdeVpScheduler as ScoreSdeVpScheduler
+    from diffusers_ref.schedulers.unipc import UniPCMultistepScheduler as UniPCMultistepScheduler
 
 
 def __getattr__(name: str) -> Any:

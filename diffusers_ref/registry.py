@@ -47,6 +47,7 @@ CLASSES: dict[str, dict[str, str]] = {
         "ScoreSdeSubVpScheduler": "diffusers_ref.schedulers.score_sde_sub_vp",
         "ScoreSdeVeScheduler": "diffusers_ref.schedulers.score_sde_ve",
         "ScoreSdeVpScheduler": "diffusers_ref.schedulers.score_sde_vp",
+        "UniPCMultistepScheduler": "diffusers_ref.schedulers.unipc",
     },
     "config.json": {
         "NCSNppModel": "diffusers_ref.models.ncsnpp",

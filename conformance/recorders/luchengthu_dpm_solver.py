@@ -255,7 +255,6 @@ def _case(code: SimpleNamespace, case: Case) -> SchedulerCase:
 
 
 PAIRWISE = (
-    ("multistep", "dpmsolver++", 1, "time_uniform", "dpmsolver", False, True, "score", True, "linear", 1),
     ("multistep", "dpmsolver", 3, "logSNR", "taylor", True, False, "noise", False, "continuous", 14),
     ("singlestep", "dpmsolver", 2, "time_quadratic", "dpmsolver", False, True, "x_start", False, "cosine", 20),
     ("singlestep_fixed", "dpmsolver++", 3, "logSNR", "taylor", False, False, "v", True, "scaled", 6),
@@ -267,7 +266,6 @@ PAIRWISE = (
     ("multistep", "dpmsolver++", 2, "time_uniform", "taylor", True, False, "score", True, "cosine", 10),
     ("singlestep_fixed", "dpmsolver", 3, "time_quadratic", "dpmsolver", False, True, "score", True, "continuous", 3),
     ("multistep", "dpmsolver++", 1, "time_quadratic", "dpmsolver", True, True, "v", False, "cosine", 2),
-    ("singlestep_fixed", "dpmsolver", 1, "time_uniform", "dpmsolver", False, True, "noise", False, "linear", 9),
     ("singlestep_fixed", "dpmsolver++", 3, "time_uniform", "taylor", False, True, "x_start", True, "cosine", 15),
     ("singlestep", "dpmsolver++", 1, "time_quadratic", "dpmsolver", False, False, "x_start", True, "continuous", 14),
     ("singlestep", "dpmsolver", 3, "time_quadratic", "dpmsolver", False, True, "v", False, "linear", 6),
@@ -281,8 +279,6 @@ PAIRWISE = (
     ("singlestep", "dpmsolver++", 3, "logSNR", "taylor", False, False, "noise", True, "scaled", 10),
     ("singlestep", "dpmsolver++", 3, "time_uniform", "dpmsolver", False, False, "score", True, "continuous", 9),
     ("singlestep_fixed", "dpmsolver++", 2, "logSNR", "taylor", False, False, "x_start", True, "linear", 2),
-    ("singlestep_fixed", "dpmsolver", 1, "time_quadratic", "dpmsolver", False, False, "noise", False, "continuous", 1),
-    ("singlestep", "dpmsolver++", 1, "time_uniform", "dpmsolver", False, True, "v", False, "continuous", 20),
     ("singlestep_fixed", "dpmsolver", 2, "logSNR", "dpmsolver", False, True, "v", True, "linear", 14),
     ("singlestep_fixed", "dpmsolver++", 2, "time_quadratic", "dpmsolver", False, False, "x_start", False, "linear", 10),
     ("multistep", "dpmsolver", 1, "time_quadratic", "dpmsolver", True, True, "noise", False, "continuous", 6),
@@ -292,6 +288,10 @@ PAIRWISE = (
     ("singlestep", "dpmsolver", 2, "logSNR", "dpmsolver", False, True, "v", False, "continuous", 15),
 )
 FURTHER = (
+    ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", False, "scaled", 12),
+    ("multistep", "dpmsolver", 3, "time_uniform", "dpmsolver", False, False, "v", False, "scaled", 27),
+    ("singlestep", "dpmsolver++", 2, "time_uniform", "dpmsolver", False, False, "noise", False, "linear", 10),
+    ("singlestep", "dpmsolver++", 3, "time_uniform", "dpmsolver", False, False, "noise", False, "linear", 9),
     ("multistep", "dpmsolver++", 3, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 100),
     ("multistep", "dpmsolver++", 3, "time_uniform", "dpmsolver", True, False, "noise", True, "linear", 7,
      (("thresholding_max_val", 0.6), ("dynamic_thresholding_ratio", 0.9), ("t_start", 0.7), ("t_end", 0.02))),

@@ -38,6 +38,7 @@ from diffusers_ref.schedulers.score_sde_ode import ScoreSdeOdeScheduler
 from diffusers_ref.schedulers.score_sde_sub_vp import ScoreSdeSubVpScheduler
 from diffusers_ref.schedulers.score_sde_ve import ScoreSdeVeScheduler
 from diffusers_ref.schedulers.score_sde_vp import ScoreSdeVpScheduler
+from diffusers_ref.schedulers.unipc import UniPCMultistepScheduler
 
 __all__ = [
     "CMStochasticIterativeScheduler",
@@ -77,4 +78,5 @@ __all__ = [
     "ScoreSdeSubVpScheduler",
     "ScoreSdeVeScheduler",
     "ScoreSdeVpScheduler",
+    "UniPCMultistepScheduler",
 ]

@@ -123,6 +123,16 @@ class ChainScheduler(SchedulerMixin):
             return timestep
         return torch.as_tensor(timestep).float() * (1000.0 / len(self))
 
+    @staticmethod
+    def _gradient(gradient: Tensor, x: Tensor) -> Tensor:
+        """A classifier's gradient by x, checked, in the dtype of the arithmetic, which is that of x."""
+        if not isinstance(gradient, Tensor) or gradient.shape != x.shape:
+            given = tuple(gradient.shape) if isinstance(gradient, Tensor) else type(gradient).__name__
+            raise ValueError(
+                f"classifier_gradient must be a tensor of the sample's shape {tuple(x.shape)}, not {given}"
+            )
+        return gradient.to(x.device, x.dtype)
+
     # --- the forward process -----------------------------------------------------------------------------------------
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor | int) -> Tensor:

@@ -48,11 +48,11 @@ class _Step(NamedTuple):
 
     sqrt_abar: float
     sqrt_one_minus_abar: float
-    guidance: float  # √(1 − ᾱ) once more, as the factor of a classifier's gradient
     inverse_sqrt_abar: float  # 1/√ᾱ and √(1/ᾱ − 1), from which only "float64" starts
     inverse_noise: float
     previous_sample: float  # x̂_0 = previous_output · output − previous_sample · x_t where the output is x_{t−1}
     previous_output: float
+    root: float  # √(1 − ᾱ) from the rounded ᾱ, with which "float64" weighs a classifier's gradient
     sqrt_abar_prev: float
     direction: float  # √(1 − ᾱ_prev − σ²)
     sigma: float
@@ -185,7 +185,8 @@ class DDIMScheduler(ChainScheduler):
         """x̂_0 and ε under a classifier's gradient (arXiv 2105.05233, Algorithm 2)."""
         if c.sqrt_abar == 0:
             raise ValueError("abar is 0 at this timestep: there, no x_0 follows from a classifier's gradient")
-        epsilon = self._epsilon_from_x0(x0, x, c) - c.guidance * gradient
+        weight = c.root if self._starts_from_inverse else c.sqrt_one_minus_abar
+        epsilon = self._epsilon_from_x0(x0, x, c) - weight * gradient
         x0 = self._x0_from_epsilon(epsilon, x, c)
         return x0, self._epsilon_from_x0(x0, x, c)
 
@@ -234,7 +235,7 @@ class DDIMScheduler(ChainScheduler):
             raise ValueError(f"eta={eta} is too large: sigma² exceeds 1 - abar_prev at timestep {t}; at most 1 is safe")
         # Clamped, as rounding can make 0 negative where abar falls to (almost) 0 in one step; the originals return NaN.
         direction = rest.clamp(min=0).sqrt()
-        columns = (*levels[:3], *levels.chain_factors, levels.abar_prev.sqrt(), direction, levels.sigma)
+        columns = (*levels[:2], *levels.chain_factors, levels.abar_prev.sqrt(), direction, levels.sigma)
         return [_Step(*row) for row in by_step(*columns)]
 
 
@@ -243,10 +244,9 @@ class _Levels(NamedTuple):
 
     sqrt_abar: Tensor
     sqrt_one_minus_abar: Tensor
-    guidance: Tensor
     abar_prev: Tensor
     sigma: Tensor  # eq. 16
-    chain_factors: tuple[Tensor, ...]  # the four factors of `_Step` that only "float64" reads
+    chain_factors: tuple[Tensor, ...]  # the five factors of `_Step` that only "float64" reads
 
 
 def _float64_levels(chain: Chain, final_abar: float, eta: float, dtype: torch.dtype) -> _Levels:
@@ -260,15 +260,14 @@ def _float64_levels(chain: Chain, final_abar: float, eta: float, dtype: torch.dt
     sqrt_abar, sqrt_one_minus = chain.x0_from_velocity
     previous_output, previous_sample = chain.x0_from_previous
     factors = tuple(rounded(table) for table in (*chain.x0_from_epsilon, previous_sample, previous_output))
-    return _Levels(rounded(sqrt_abar), rounded(sqrt_one_minus), (1 - a).sqrt(), a_prev, sigma, factors)
+    return _Levels(rounded(sqrt_abar), rounded(sqrt_one_minus), a_prev, sigma, (*factors, (1 - a).sqrt()))
 
 
 def _float32_cumprod_levels(a: Tensor, a_prev: Tensor, eta: float, dtype: torch.dtype) -> _Levels:
     """ermongroup, `generalized_steps`: everything is arithmetic on the float32 ᾱ."""
     a, a_prev = a.to(dtype), a_prev.to(dtype)
     sigma = eta * ((1 - a / a_prev) * (1 - a_prev) / (1 - a)).sqrt()
-    sqrt_one_minus = (1 - a).sqrt()
-    return _Levels(a.sqrt(), sqrt_one_minus, sqrt_one_minus, a_prev, sigma, (torch.zeros_like(a),) * 4)
+    return _Levels(a.sqrt(), (1 - a).sqrt(), a_prev, sigma, (torch.zeros_like(a),) * 5)
 
 
 def _compvis_levels(a: Tensor, a_prev: Tensor, eta: float, dtype: torch.dtype) -> _Levels:
@@ -282,8 +281,7 @@ def _compvis_levels(a: Tensor, a_prev: Tensor, eta: float, dtype: torch.dtype) -
     sigma = eta * torch.from_numpy(np.sqrt(variance.numpy()))
     sqrt_one_minus = torch.from_numpy(np.sqrt((1.0 - a).numpy()))
     a, a_prev = a.to(dtype), a_prev.to(dtype)
-    sqrt_one_minus = sqrt_one_minus.to(dtype)
-    return _Levels(a.sqrt(), sqrt_one_minus, sqrt_one_minus, a_prev, sigma.to(dtype), (torch.zeros_like(a),) * 4)
+    return _Levels(a.sqrt(), sqrt_one_minus.to(dtype), a_prev, sigma.to(dtype), (torch.zeros_like(a),) * 5)
 
 
 _DEFAULT_COEFFICIENTS = {

@@ -36,7 +36,8 @@ from diffusers_ref.schedulers.exponential import (
     time_of,
 )
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
-from diffusers_ref.schedulers.sigma_scheduler import Evaluation, SigmaScheduler, count_of
+from diffusers_ref.schedulers.sigma_options import count_of
+from diffusers_ref.schedulers.sigma_scheduler import Evaluation, SigmaScheduler
 
 
 class _Step(NamedTuple):

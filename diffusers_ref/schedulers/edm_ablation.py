@@ -166,7 +166,6 @@ class EDMAblationScheduler(PreconditionedScheduler):
             self.config.s_noise, self.config.alpha if heun else None,
         )  # fmt: skip
         self._adopt_evaluations(evaluations, bare, self._schedule.sigma(self.t_steps), device)
-        self.init_noise_sigma = self._initial(self.t_steps[0])
 
     def _initial(self, t: Tensor) -> float:
         """Standard deviation of the state at t: ()."""

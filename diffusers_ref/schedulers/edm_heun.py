@@ -26,7 +26,7 @@ from diffusers_ref.schedulers.preconditioned_scheduler import (
     Quotient,
 )
 from diffusers_ref.schedulers.preconditioning import Preconditioning, make_preconditioner
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 
 
 class EDMHeunScheduler(PreconditionedScheduler):
@@ -74,14 +74,12 @@ class EDMHeunScheduler(PreconditionedScheduler):
         levels = self._preconditioner.round_sigma(self._chosen(num_inference_steps, sigmas, rule))
         levels = torch.cat([levels, torch.zeros_like(levels[:1])])
         sigma_hat, added = self._raised(levels[:-1])
-        rows = zip(*(column.tolist() for column in (sigma_hat, levels[1:], levels[1:] - sigma_hat, added)), strict=True)
         evaluations = []
-        for level, after, h, noise in rows:
+        for level, after, h, noise in by_step(sigma_hat, levels[1:], levels[1:] - sigma_hat, added):
             evaluations.append(Evaluation(level, Quotient(level), h, h, added=noise))  # lines 7 and 8
             evaluations.append(Evaluation(after, Quotient(after), h, second_of=1.0))  # lines 10 and 11
         bare = levels.repeat_interleave(2)[1:-2].tolist()
         self._adopt_evaluations(evaluations[:-1], [(sigma, 1.0) for sigma in bare], levels, device)
-        self.init_noise_sigma = bare[0]
 
     def step(
         self,

@@ -72,7 +72,7 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         use_beta_sigmas: bool = False,
         time_shift_type: str = "exponential",
         stochastic_sampling: bool = False,
-        flow_grid: str | None = None,
+        flow_grid: str = "published",
         network_time: str = "timestep",
         time_dtype: str = "float32",
         derivative: str = "velocity",

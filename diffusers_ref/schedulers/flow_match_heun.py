@@ -64,7 +64,7 @@ class FlowMatchHeunDiscreteScheduler(FlowScheduler):
         use_exponential_sigmas: bool = False,
         use_beta_sigmas: bool = False,
         time_shift_type: str = "exponential",
-        flow_grid: str | None = None,
+        flow_grid: str = "published",
         network_time: str = "timestep",
         time_dtype: str = "float32",
     ) -> None:

@@ -32,9 +32,12 @@ class FlowGrid(str, Enum):
     """Which levels a number of steps visits."""
 
     PUBLISHED = "published"
-    """Published: evenly from 1 to 1/T, then shifted once."""
+    """Published: evenly from the first to the last level of training, then shifted. A static shift is in these levels
+    already, and so acts twice on the last one, as in sd3.5."""
+    SHIFTED_ONCE = "shifted_once"
+    """No original's: evenly from 1 to 1/T, then shifted, so that T steps visit the levels of training."""
     SD35 = "sd3.5"
-    """Stability-AI/sd3.5: evenly from 1 to the last level of training, which is shifted already; then shifted."""
+    """Stability-AI/sd3.5: the published grid, made in float32."""
     FLUX = "flux"
     """black-forest-labs/flux: evenly from 1 to 1/n, then shifted by μ, or not at all (schnell)."""
 
@@ -100,9 +103,7 @@ class FlowScheduler(SchedulerMixin):
         terminal = config.shift_terminal
         if terminal is not None and not 0 <= terminal < 1:
             raise ConfigError(f"shift_terminal={terminal} is not allowed; allowed: None, or from 0 to below 1")
-        self._grid = FlowGrid.PUBLISHED
-        if config.flow_grid is not None:
-            self._grid = choose(FlowGrid, "flow_grid", config.flow_grid)
+        self._grid = choose(FlowGrid, "flow_grid", config.flow_grid)
         self._time_shift = choose(TimeShift, "time_shift_type", config.time_shift_type)
         self._network_time = choose(NetworkTime, "network_time", config.network_time)
         self._time_dtype = getattr(torch, choose(TimeDtype, "time_dtype", config.time_dtype).value)
@@ -110,8 +111,8 @@ class FlowScheduler(SchedulerMixin):
         self.set_shift(config.shift)
 
         unshifted = torch.arange(count, 0, -1, dtype=torch.float32) / count
-        self._sigma_min = unshifted[-1].item()
         self.sigmas = unshifted if config.use_dynamic_shifting else self._statically_shifted(unshifted)
+        self._ends = (unshifted if self._grid is FlowGrid.SHIFTED_ONCE else self.sigmas)[[0, -1]]
         self.timesteps = self.sigmas * count
         self._levels = self._noise_levels(self.sigmas)
         self._times: list[Time] = self.timesteps.tolist()
@@ -121,10 +122,10 @@ class FlowScheduler(SchedulerMixin):
         conversions = [name for name in _CONVERSIONS if config[name]]
         if len(conversions) > 1:
             raise ConfigError(f"{' and '.join(conversions)} exclude each other; set one of them")
-        if self._grid is FlowGrid.PUBLISHED:
-            return
-        unknown = [*conversions, *(name for name in ("invert_sigmas", "shift_terminal") if config.get(name))]
-        if self._grid is FlowGrid.SD35 and config.use_dynamic_shifting:
+        unknown = []
+        if self._grid in (FlowGrid.SD35, FlowGrid.FLUX):
+            unknown = [*conversions, *(name for name in ("invert_sigmas", "shift_terminal") if config.get(name))]
+        if self._grid in (FlowGrid.SD35, FlowGrid.SHIFTED_ONCE) and config.use_dynamic_shifting:
             unknown.append("use_dynamic_shifting")
         if self._grid is FlowGrid.FLUX and not config.use_dynamic_shifting and config.shift != 1:
             unknown.append(f"shift={config.shift}")
@@ -238,14 +239,15 @@ class FlowScheduler(SchedulerMixin):
     def _make_levels(self, count: int, sigmas: Sequence[float] | None, mu: float | None) -> Tensor:
         """(n,) float32 shares of noise, shifted."""
         if sigmas is None and self._grid is FlowGrid.SD35:
-            first, last = (self._statically_shifted(torch.tensor(end)) * len(self) for end in (1.0, self._sigma_min))
-            return self._statically_shifted(torch.linspace(first.item(), last.item(), count) / len(self))
+            first, last = (self._ends * len(self)).tolist()
+            return self._statically_shifted(torch.linspace(first, last, count) / len(self))
         if sigmas is None and self._grid is FlowGrid.FLUX:
             levels = torch.linspace(1, 0, count + 1)
             return (self._dynamically_shifted(levels, mu) if self.config.use_dynamic_shifting else levels)[:-1]
 
         if sigmas is None:
-            exact = np.linspace(len(self), self._sigma_min * len(self), count) / len(self)
+            first, last = self._ends.tolist()
+            exact = np.linspace(first * len(self), last * len(self), count) / len(self)
         else:
             exact = _numbers("sigmas", sigmas).astype(np.float32)
             self._require_levels(torch.from_numpy(exact))

@@ -25,7 +25,7 @@ from diffusers_ref.schedulers.preconditioned_scheduler import (
     Number,
     PreconditionedScheduler,
 )
-from diffusers_ref.schedulers.preconditioning import VEPreconditioner
+from diffusers_ref.schedulers.preconditioning import ScorePreconditioner
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
 
 
@@ -55,7 +55,7 @@ class KarrasVeScheduler(PreconditionedScheduler):
         s_max: float = 50.0,
         state_dtype: str | None = None,
     ) -> None:
-        self._preconditioner = VEPreconditioner()
+        self._preconditioner = ScorePreconditioner()
         self._prepare(state_dtype, float(sigma_min), float(sigma_max))
 
     def set_timesteps(
@@ -76,32 +76,24 @@ class KarrasVeScheduler(PreconditionedScheduler):
         unscaled = Scaling(ScalingKind.NONE, linear)
         evaluations, bare = plan(levels, linear, unscaled, self._preconditioner, churn, self.config.s_noise, alpha=1.0)
         self._adopt_evaluations(evaluations, bare, levels, device)
-        self.init_noise_sigma = float(levels[0])
 
     # --- the network -------------------------------------------------------------------------------------------------
 
     def _scaled(self, x: Tensor, index: int) -> Tensor:
-        return (x + 1) / 2
+        return self.precondition_inputs(x, self._evaluations[index].sigma)
 
     def _denoised(self, model_output: Tensor, x: Tensor, index: int) -> Tensor:
         work = self._work_dtype(model_output, x)
-        _, sigma, _ = self._scalings(work)[index]
-        return self._from_score(x.to(work), model_output.to(work), sigma)
-
-    def _from_score(self, x: Tensor, score: Tensor, sigma: Number) -> Tensor:
-        return x + sigma * (0.5 * sigma * score)
+        sigma = self._scalings(work)[index][1]
+        return self.precondition_outputs(x.to(work), model_output.to(work), sigma)
 
     def precondition_inputs(self, sample: Tensor, sigma: Number) -> Tensor:
         """The network's input at any σ: x/2 + 1/2."""
         return (sample + 1) / 2
 
-    def precondition_noise(self, sigma: Number) -> Tensor:
-        """What the network is given as time: σ/2 in float32, (n,)."""
-        return torch.as_tensor(sigma, dtype=torch.float64).reshape(-1).float() / 2
-
     def precondition_outputs(self, sample: Tensor, model_output: Tensor, sigma: Number) -> Tensor:
-        """D(x; σ); sample, model_output: (B, C, ...)."""
-        return self._from_score(sample, model_output, sigma)
+        """D(x; σ), eq. 213; sample, model_output: (B, C, ...)."""
+        return sample + sigma * (0.5 * sigma * model_output)
 
     # --- one evaluation ----------------------------------------------------------------------------------------------
 

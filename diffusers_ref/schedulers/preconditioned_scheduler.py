@@ -143,6 +143,8 @@ class PreconditionedScheduler(SchedulerMixin):
             labels = self._labels([evaluation.sigma for evaluation in evaluations])
         self._adopt(entries, len(sigmas) - 1, device, labels)
         self._level_at = dict(zip(self._times, levels, strict=True))
+        sigma, scale = levels[0]
+        self.init_noise_sigma = sigma * scale
 
     def _chosen(
         self, num_inference_steps: int | None, sigmas: Sequence[float] | Tensor | None, rule: Callable[[int], Tensor]

@@ -143,6 +143,14 @@ class VEPreconditioner:
 
 
 @dataclass(frozen=True)
+class ScorePreconditioner(VEPreconditioner):
+    """Networks of score SDE as they are, trained on pixels in [0, 1] (eq. 213): their time is σ/2."""
+
+    def label(self, sigma: Tensor) -> Tensor:
+        return sigma / 2
+
+
+@dataclass(frozen=True)
 class IDDPMPreconditioner:
     """Appendix C.3: only the M levels u_j of the discrete chain exist, and c_noise is the number of one.
 

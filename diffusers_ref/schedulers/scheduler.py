@@ -233,14 +233,6 @@ class SchedulerMixin(ConfigMixin):
             )
         return variance_noise.to(sample.device, dtype)
 
-    @staticmethod
-    def _gradient(gradient: Tensor, x: Tensor) -> Tensor:
-        """A classifier's gradient by x, checked, in the dtype of the arithmetic, which is that of x."""
-        if not isinstance(gradient, Tensor) or gradient.shape != x.shape:
-            given = tuple(gradient.shape) if isinstance(gradient, Tensor) else type(gradient).__name__
-            raise ValueError(f"classifier_gradient must be a tensor of the sample's shape {tuple(x.shape)}, not {given}")
-        return gradient.to(x.device, x.dtype)
-
 
 def _times_tensor(times: Sequence[Time], device: torch.device | str | None) -> Tensor:
     """(N,) in the smallest dtype of int64, float32 and float64 that holds every time as it is."""

@@ -9,10 +9,7 @@ the variance-preserving chain, for which x is scaled by c_in = 1/sqrt(sigma² + 
 
 from __future__ import annotations
 
-import math
-import operator
-from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -33,6 +30,15 @@ from diffusers_ref.schedulers.conventions import (
     choose,
 )
 from diffusers_ref.schedulers.scheduler import SchedulerMixin, Time, by_step
+from diffusers_ref.schedulers.sigma_options import (
+    CROWSONKB_GRIDS,
+    PUBLISHED_RULES,
+    chosen_schedule,
+    count_of,
+    explicit_levels,
+    explicit_times,
+    published_rule,
+)
 
 SIGMA_CONVENTIONS = frozenset({"coefficients", "sigma_schedule", "sigma_options", "quantize"})
 """The options of conventions that every sampler over noise levels has."""
@@ -142,7 +148,7 @@ class SigmaScheduler(SchedulerMixin):
 
     def _choose_schedule(self) -> SigmaSchedule | None:
         """The grid of crowsonkb's that the options choose, if any; a sampler with a grid of its own overrides it."""
-        return _chosen_schedule(self.config, self.config_keys())
+        return chosen_schedule(self.config, self.config_keys())
 
     def _first_level(self) -> float:
         """The standard deviation of x_T: sigma_0; with the published spacing "leading" sqrt(sigma_0² + 1)."""
@@ -175,9 +181,9 @@ class SigmaScheduler(SchedulerMixin):
             what = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of num_inference_steps, timesteps and sigmas; given: {what}")
         if sigmas is not None:
-            levels, times = _explicit_levels(sigmas), None
+            levels, times = explicit_levels(sigmas), None
         elif timesteps is not None:
-            levels, times = self._levels_at(_explicit_times(timesteps, len(self)))
+            levels, times = self._levels_at(explicit_times(timesteps, len(self)))
         else:
             assert num_inference_steps is not None
             levels, times = self._levels_by_rule(count_of(num_inference_steps))
@@ -188,7 +194,7 @@ class SigmaScheduler(SchedulerMixin):
         if self._schedule is not None:
             return self._crowsonkb_levels(self._schedule, count), None
         times = self._spaced_times(count)
-        rule = _published_rule(self.config)
+        rule = published_rule(self.config)
         if rule is None:
             return self._levels_at(times)
         table = self._sigma_table.numpy()
@@ -198,7 +204,7 @@ class SigmaScheduler(SchedulerMixin):
             ends = grids.published_level_at_time(table, times)
             low, high = self.config.get("sigma_min"), self.config.get("sigma_max")
             low, high = ends[-1].item() if low is None else low, ends[0].item() if high is None else high
-        levels = _PUBLISHED_RULES[rule](count, low, high)
+        levels = PUBLISHED_RULES[rule](count, low, high)
         found = grids.published_time_at_level(table, levels)
         if rule == "use_karras_sigmas" and self._rounds_karras_times:
             found = found.round()
@@ -211,7 +217,7 @@ class SigmaScheduler(SchedulerMixin):
         if schedule is SigmaSchedule.VP:
             return grids.vp(count, **options)
         ends = {"sigma_min": self._sigma_table[0].item(), "sigma_max": self._sigma_table[-1].item()}
-        return _CROWSONKB_GRIDS[schedule](count, **(ends | options))
+        return CROWSONKB_GRIDS[schedule](count, **(ends | options))
 
     def _spaced_times(self, count: int) -> np.ndarray:
         """(n,) float32, the published times, descending."""
@@ -236,7 +242,7 @@ class SigmaScheduler(SchedulerMixin):
         if self._schedule is SigmaSchedule.DISCRETE:
             levels = grids.level_at_time(self._log_sigma_table, torch.tensor(times))
             return torch.cat([levels, torch.zeros(1)]), times.tolist()
-        rule = _published_rule(self.config) if self._schedule is None else f"sigma_schedule={self._schedule.value!r}"
+        rule = published_rule(self.config) if self._schedule is None else f"sigma_schedule={self._schedule.value!r}"
         if rule is not None:
             raise ValueError(f"timesteps are not allowed where {rule} spaces the levels; give sigmas instead")
         return self._with_final(grids.published_level_at_time(self._sigma_table.numpy(), times)), times.tolist()
@@ -405,141 +411,6 @@ def _plain(step: Any) -> Any:
     return type(step)(*(value.item() if isinstance(value, Tensor) else value for value in step))
 
 
-# --- options ----------------------------------------------------------------------------------------------------------
-
-
-def _chosen_schedule(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> SigmaSchedule | None:
-    """The grid of crowsonkb's that the options choose, if they do. Raises ConfigError for options without effect."""
-    for name, allowed in _ALLOWED.items():
-        if config.get(name, allowed[0]) not in allowed:
-            names = ", ".join(map(repr, allowed))
-            raise ConfigError(f"{name}={config[name]!r} is not known here; allowed: {names}")
-    published = [name for name in _PUBLISHED_RULES if config.get(name)]
-    if config.get("interpolation_type", "linear") == "log_linear":
-        published.append("interpolation_type='log_linear'")
-    if len(published) > 1:
-        raise ConfigError(f"{' and '.join(published)} are given; allowed: at most one of them")
-    if config.get("timestep_type") == "continuous" and config["prediction_type"] != "v_prediction":
-        given = config["prediction_type"]
-        raise ConfigError(f"timestep_type='continuous' needs prediction_type='v_prediction', not {given!r}")
-    ends = [name for name in ("sigma_min", "sigma_max") if config.get(name) is not None]
-    if ends and (not published or published[0] not in _PUBLISHED_RULES):
-        rules = ", ".join(name for name in _PUBLISHED_RULES if name.startswith("use_"))
-        raise ConfigError(f"{' and '.join(ends)} without effect: allowed with one of {rules}")
-    if config["sigma_schedule"] is None:
-        for name in ("sigma_options", "quantize"):
-            if config[name]:
-                raise ConfigError(f"{name}={config[name]!r} has no effect without sigma_schedule")
-        return None
-    schedule = choose(SigmaSchedule, "sigma_schedule", config["sigma_schedule"])
-    for name in _REPLACED_OPTIONS:
-        if name in config and (config[name] or False) != defaults[name]:
-            raise ConfigError(f"{name}={config[name]!r} has no effect with sigma_schedule={schedule.value!r}")
-    _check_sigma_options(schedule, config["sigma_options"] or {})
-    return schedule
-
-
-def _check_sigma_options(schedule: SigmaSchedule, options: Mapping[str, Any]) -> None:
-    allowed = _SIGMA_OPTIONS.get(schedule, ())
-    for name, value in options.items():
-        if name not in allowed:
-            names = ", ".join(allowed) or "none"
-            raise ConfigError(f"sigma_options has {name!r}; allowed with sigma_schedule={schedule.value!r}: {names}")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ConfigError(f"sigma_options has {name}={value!r}; allowed: positive numbers")
-    if options.get("sigma_min", 0) >= options.get("sigma_max", math.inf):
-        raise ConfigError(f"sigma_options={dict(options)}: sigma_min must be below sigma_max")
-
-
-# --- explicit requests ------------------------------------------------------------------------------------------------
-
-
-def count_of(value: Any) -> int:
-    """A number of steps, at least 1. Raises ValueError."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        count = operator.index(value)
-    except TypeError:
-        raise ValueError(f"num_inference_steps needs a whole number, not {value!r}") from None
-    if count < 1:
-        raise ValueError(f"num_inference_steps={count} is out of range; allowed: at least 1")
-    return count
-
-
-def _explicit_levels(sigmas: Sequence[float] | Tensor) -> Tensor:
-    levels = torch.as_tensor(_numbers("sigmas", sigmas), dtype=torch.float32)
-    if len(levels) < 2 or not levels.isfinite().all() or not (levels[:-1] > 0).all() or levels[-1] < 0:
-        raise ValueError(
-            f"sigmas={levels.tolist()} is not allowed: at least one positive level, then the one where sampling ends"
-        )
-    _require_descent("sigmas", levels.tolist())
-    return levels
-
-
-def _explicit_times(timesteps: Sequence[float] | Tensor, total: int) -> np.ndarray:
-    times = np.array(_numbers("timesteps", timesteps), dtype=np.float32)
-    if not len(times):
-        raise ValueError("timesteps is empty; at least one timestep is needed")
-    if not ((times >= 0) & (times <= total - 1)).all():
-        raise ValueError(f"timesteps from {times.min():g} to {times.max():g}; allowed: 0 to {total - 1}")
-    _require_descent("timesteps", times.tolist())
-    return times
-
-
-def _numbers(name: str, values: Any) -> list[float]:
-    listed = values.tolist() if hasattr(values, "tolist") else values
-    try:
-        return [float(value) for value in listed]
-    except (TypeError, ValueError):
-        raise ValueError(f"{name} needs a list of numbers, not {values!r}") from None
-
-
-def _require_descent(name: str, values: list[float]) -> None:
-    for earlier, later in pairwise(values):
-        if later > earlier:
-            raise ValueError(f"{name} must descend, but {earlier:g} is followed by {later:g}")
-
-
-def _published_rule(config: Mapping[str, Any]) -> str | None:
-    if config.get("interpolation_type") == "log_linear":
-        return "log_linear"
-    return next((name for name in _PUBLISHED_RULES if config.get(name)), None)
-
-
-_PUBLISHED_RULES = {
-    "use_karras_sigmas": grids.published_karras,
-    "use_exponential_sigmas": grids.published_exponential,
-    "use_beta_sigmas": grids.published_beta,
-    "log_linear": grids.published_exponential,
-}
-"""Published option, or value of interpolation_type -> the levels that it makes."""
-
-_CROWSONKB_GRIDS: dict[SigmaSchedule, Callable[..., Tensor]] = {
-    SigmaSchedule.KARRAS: grids.karras,
-    SigmaSchedule.EXPONENTIAL: grids.exponential,
-    SigmaSchedule.POLYEXPONENTIAL: grids.polyexponential,
-}
-_ALLOWED = {
-    "interpolation_type": ("linear", "log_linear"),
-    "timestep_type": ("discrete", "continuous"),
-    "final_sigmas_type": ("zero", "sigma_min"),
-}
-_REPLACED_OPTIONS = (
-    "timestep_spacing",
-    "interpolation_type",
-    "timestep_type",
-    "final_sigmas_type",
-    "use_karras_sigmas",
-    "use_exponential_sigmas",
-    "use_beta_sigmas",
-)
-_SIGMA_OPTIONS = {
-    SigmaSchedule.KARRAS: ("sigma_min", "sigma_max", "rho"),
-    SigmaSchedule.EXPONENTIAL: ("sigma_min", "sigma_max"),
-    SigmaSchedule.POLYEXPONENTIAL: ("sigma_min", "sigma_max", "rho"),
-    SigmaSchedule.VP: ("beta_d", "beta_min", "eps_s"),
-}
 _DEFAULT_COEFFICIENTS = {
     BetaSchedule.SCALED_LINEAR: Coefficients.COMPVIS,
     BetaSchedule.SQUAREDCOS_CAP_V2: Coefficients.FLOAT64,

@@ -298,7 +298,9 @@ def _check_options(config: Mapping[str, Any]) -> None:
     spaced = [name for name in SIGMA_GRIDS if config.get(name) and name != "use_flow_sigmas"]
     for name in ("sigma_min", "sigma_max"):
         if config[name] is not None and not spaced:
-            raise ConfigError(f"{name}={config[name]} needs use_karras_sigmas, use_exponential_sigmas or use_beta_sigmas")
+            raise ConfigError(
+                f"{name}={config[name]} needs use_karras_sigmas, use_exponential_sigmas or use_beta_sigmas"
+            )
         if config[name] is not None and not config[name] > 0:
             raise ConfigError(f"{name}={config[name]} is not allowed; it must be above 0")
     if config["shift_terminal"] is not None and not config["use_flow_sigmas"]:

@@ -136,14 +136,10 @@ def _fixed(
     if order == 1:
         return Update(x, m_0, known, (), (), (factor, corrector[-1].item()))
     predictor = half if order == 2 else torch.linalg.solve(matrix[:-1, :-1], vector[:-1])
-    return Update(
-        x, m_0, known, ((factor, predictor),), ((factor, corrector[:-1]),), (factor, corrector[-1].item())
-    )
+    return Update(x, m_0, known, ((factor, predictor),), ((factor, corrector[:-1]),), (factor, corrector[-1].item()))
 
 
-def _varying(
-    x: float, m_0: float, known: tuple[float, ...], ratios: Tensor, scale: Tensor, hh: Tensor
-) -> Update:
+def _varying(x: float, m_0: float, known: tuple[float, ...], ratios: Tensor, scale: Tensor, hh: Tensor) -> Update:
     order = len(ratios)
     columns, column = [], torch.ones_like(ratios)
     for k in range(1, order + 1):

@@ -102,8 +102,8 @@ DDIM_FAULTS = [
     Fault("sigma tabulated in float32", "latent-diffusion/ddim-scaled-linear-7-eta-1",
           "wide = torch.float64 if len(a) > 1 else a.dtype", "wide = a.dtype", ("step.f64", 0)),
     Fault("the guided x0 clipped again", "dit/ddim-learned-range-guided-2-31-eta-0.5",
-          "x0 = self._x0_from_epsilon(epsilon, x, c)\n", "x0 = limit_x0(self._x0_from_epsilon(epsilon, x, c), self.config)\n",
-          ("step", 0)),
+          "return x0, self._epsilon_from_x0(x0, x, c)",
+          "return limit_x0(x0, self.config), self._epsilon_from_x0(x0, x, c)", ("step", 0)),
 ]  # fmt: skip
 
 DDPM_DRAW = "z = self._noise(sample, generator, variance_noise, dtype)"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from conformance.fixture import Draw
-from conformance.tape import StreamCheck, draws_by_call, preparation, recorded_draws, replayed_draws
+from conformance.tape import MadeDraw, StreamCheck, draws_by_call, preparation, recorded_draws, replayed_draws
 
 
 @pytest.fixture(autouse=True)

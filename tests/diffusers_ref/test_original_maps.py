@@ -187,6 +187,7 @@ def test_formats_are_known_by_their_repositories():
         "hojonathanho/diffusion",
         "luping-liu/PNDM",
         "openai/improved-diffusion",
+        "yang-song/score_sde_pytorch",
     ]
     with pytest.raises(ValueError, match="unknown original format 'CompVis'; allowed: ermongroup/ddim, "):
         get_format("CompVis")

@@ -86,15 +86,31 @@ def test_averages_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_official_configurations_build_at_their_size(name):
+def test_official_configurations(name):
     module = get_format(FORMAT)
     config = module.parse_config(name)
     assert detect_format(config) is module
-    network = empty_network(module.unet_config(config))
-    published = {"bedroom", "church", "celebahq", "ffhq"} & set(name.split("/")[1].split("_"))
-    assert type(network).__name__ == ("UNet2DModel" if published else "NCSNppModel")
-    millions = round(sum(parameter.numel() for parameter in network.parameters()) / 1e6)
-    assert millions in (35, 62, 63, 66, 106, 107, 108)
+    # HF diffusers has the networks of 256 and more pixels.
+    wanted = "UNet2DModel" if config["data"]["image_size"] >= 256 else "NCSNppModel"
+    assert module.unet_config(config)["_class_name"] == wanted
+    sde, sampler = name.split("/")[0], next(iter(module.scheduler_configs(config)))
+    assert sampler == {"ve": "ScoreSdeVeScheduler", "vp": "ScoreSdeVpScheduler", "subvp": "ScoreSdeSubVpScheduler"}[sde]
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("ve/cifar10_ncsnpp_continuous", 62_758_915),
+        ("vp/cifar10_ddpmpp_deep_continuous", 106_632_579),
+        ("subvp/cifar10_ddpm_continuous", 35_218_947),
+        ("ve/church_ncsnpp_continuous", 65_574_549),
+        ("ve/ffhq_ncsnpp_continuous", 105_785_896),
+    ],
+)
+def test_official_sizes(name, parameters):
+    module = get_format(FORMAT)
+    network = empty_network(module.unet_config(module.parse_config(name)))
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
 
 
 @pytest.mark.parametrize(

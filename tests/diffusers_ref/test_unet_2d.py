@@ -230,8 +230,8 @@ def test_config_file_holds_conventions_only_where_they_are_chosen():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"time_embedding_type": "fourier"}, "time_embedding_type: 'fourier' is not supported; allowed: 'positional'"),
-        ({"down_block_types": ("DownBlock2D", "SkipDownBlock2D")}, "'SkipDownBlock2D'.*allowed: 'DownBlock2D', 'Attn"),
+        ({"time_embedding_type": "learned"}, "time_embedding_type: 'learned' is not supported; allowed: 'positional'"),
+        ({"down_block_types": ("DownBlock2D", "KDownBlock2D")}, "'KDownBlock2D'.*allowed: 'DownBlock2D', 'Attn"),
         ({"up_block_types": ("UpBlock2D", "UpBlock")}, "'UpBlock' is not supported"),
         ({"mid_block_type": "UNetMidBlock2DCrossAttn"}, "mid_block_type"),
         ({"downsample_type": "resnet"}, "allowed: 'conv', 'avg_pool'"),

@@ -36,7 +36,7 @@ LEVEL_GRIDS = {"sigma_schedule": (None, "discrete", "karras", "exponential", "po
 time, which does not tell them apart."""
 
 FLOWS = {
-    "flow_grid": (None, "sd3.5", "flux"),
+    "flow_grid": ("published", "shifted_once", "sd3.5", "flux"),
     "network_time": ("timestep", "sigma"),
     "derivative": ("velocity", "denoised"),
 }
@@ -44,6 +44,11 @@ FLOWS = {
 
 BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
     "CMStochasticIterativeScheduler": {"sampler": ("multistep", "onestep")},
+    "DPMPP2MSDEScheduler": {**LEVEL_GRIDS, "solver_type": ("midpoint", "heun")},
+    "DPMPP2MScheduler": LEVEL_GRIDS,
+    "DPMPP2SAncestralScheduler": LEVEL_GRIDS,
+    "DPMPP3MSDEScheduler": LEVEL_GRIDS,
+    "DPMSolverSDEScheduler": LEVEL_GRIDS,
     "DPMSolverMultistepScheduler": {
         "solver_type": ("midpoint", "heun"),
         "sample_max_value": (1.0, None),
@@ -62,8 +67,25 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
         "orders": (None, "fast", "fixed"),
     },
     "EDMDPMSolverMultistepScheduler": {"solver_type": ("midpoint", "heun")},
-    "DEISMultistepScheduler": {"algorithm_type": ("deis",), "solver_type": ("logrho",)},
-    "UniPCMultistepScheduler": {"solver_type": ("bh2", "bh1")},
+    "DEISMultistepScheduler": {
+        "algorithm_type": ("deis",),
+        "solver_type": ("logrho", "t_ab", "rho_ab", "ipndm"),
+        "ts_phase": (None, "log", "rho"),
+        "ts_order": (None, 3.0),
+    },
+    "DEISRungeKuttaScheduler": {
+        "rk_method": ("3kutta", "1euler", "2heun", "4rk"),
+        "ts_phase": (None, "log", "rho"),
+        "ts_order": (None, 3.0),
+    },
+    "IPNDMScheduler": {"angle_schedule": (None, "spliced_ddpm_cosine", "ddpm")},
+    "UniPCMultistepScheduler": {
+        "solver_type": ("bh2", "bh1", "vary_coeff"),
+        "sample_max_value": (1.0, None),
+        "log_snr": (None, "discrete", "linear"),
+        "skip_type": (None, "logSNR", "time_quadratic"),
+        "log_alpha_from": (None, "alphas_cumprod"),
+    },
     "EDMAblationScheduler": {
         "solver": ("heun", "euler"),
         "discretization": ("edm", "vp", "ve", "iddpm"),
