@@ -61,7 +61,9 @@ class ReferenceImplementation(Implementation):
             f"contract/{name}/full_grid_is_that_of_training": "sd3.5 and published classes make the grid between levels "
             "of training, which are shifted already, and shift it again (d13243); flow_grid='shifted_once' does not"
             for name in (
-                "FlowMatchDPMPP2MScheduler", "FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"
+                "FlowMatchDPMPP2MScheduler",
+                "FlowMatchEulerDiscreteScheduler",
+                "FlowMatchHeunDiscreteScheduler",
             )
         },
         "contract/ScoreSdeVeScheduler/limits_hold_in_the_result": "the last level is σ(ε), a little above the σ_1 that the "

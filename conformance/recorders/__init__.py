@@ -25,6 +25,7 @@ RECORDERS = {
     "ddim": "ermongroup_ddim",
     "ddpm": "hojonathanho_diffusion",
     "edm": "nvlabs_edm",
+    "deis": "qsh_zh_deis",
     "dit": "facebookresearch_dit",
     "guided-diffusion": "openai_guided_diffusion",
     "flux": "black_forest_labs_flux",
@@ -35,6 +36,8 @@ RECORDERS = {
     "pndm": "lupingliu_pndm",
     "score-sde": "yang_song_score_sde",
     "sd3.5": "stability_sd35",
+    "unipc": "wl_zhao_unipc",
+    "v-diffusion": "crowsonkb_v_diffusion",
 }
 
 

@@ -212,7 +212,7 @@ def set_timesteps_of(case: Case) -> dict[str, Any]:
 
 
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
-    """Arguments pairwise over the methods with a given number of steps, further ones, and the adaptive method.
+    """Arguments pairwise over the methods with a given number of steps, plain ones, and the adaptive method.
 
     The adaptive method's first error estimates are mostly rounding, and decide where all later steps end: with data
     prediction of order 3, and with cosine betas, its runs are too ill conditioned to be recorded.
@@ -220,15 +220,19 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     rows: tuple[tuple[Any, ...], ...] = (*PAIRWISE, *FURTHER, *ADAPTIVE)
     for row in rows:
         yield _case(code, Case(*row))
+    for row in PLAIN:
+        case = Case(*row)
+        named = {"taylor": case.solver_type == "taylor", "thresholding": case.thresholding}
+        yield _case(code, case, [word for word, is_so in named.items() if is_so])
 
 
-def _case(code: SimpleNamespace, case: Case) -> SchedulerCase:
+def _case(code: SimpleNamespace, case: Case, further_words: Sequence[str] = ()) -> SchedulerCase:
     adaptive, continuous = case.method == "adaptive", case.schedule == "continuous"
     words = [case.method, case.algorithm.replace("++", "pp"), case.order, case.skip_type, case.schedule, case.steps]
     if adaptive:
         del words[3], words[-1]
     update = "algorithm 2" if case.algorithm == "dpmsolver++" else "algorithms 1, 2, 4, 5"
-    name = "-".join(map(str, words)).lower()
+    name = "-".join(map(str, [*words, *further_words])).lower()
     return SchedulerCase(
         name=name,
         title=f"{case.method} {case.algorithm} of order {case.order}, {case.model_type} model, {case.schedule} schedule"
@@ -296,6 +300,17 @@ FURTHER = (
     ("multistep", "dpmsolver++", 3, "time_uniform", "dpmsolver", True, False, "noise", True, "linear", 7,
      (("thresholding_max_val", 0.6), ("dynamic_thresholding_ratio", 0.9), ("t_start", 0.7), ("t_end", 0.02))),
 )  # fmt: skip
+PLAIN = (
+    ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 10),
+    ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 12),
+    ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 20),
+    ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", True, "linear", 20),
+    ("multistep", "dpmsolver++", 3, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 12),
+    ("multistep", "dpmsolver", 2, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 20),
+    ("singlestep", "dpmsolver++", 3, "time_uniform", "taylor", False, False, "noise", False, "linear", 9),
+    ("singlestep_fixed", "dpmsolver++", 3, "time_uniform", "dpmsolver", False, False, "noise", False, "linear", 9),
+    ("singlestep_fixed", "dpmsolver++", 3, "time_uniform", "taylor", False, False, "noise", False, "linear", 9),
+)
 ADAPTIVE = (
     ("adaptive", "dpmsolver++", 2, "", "dpmsolver", False, False, "noise", True, "linear", 1,
      (("t_start", 0.5), ("atol", 0.005), ("rtol", 0.08))),

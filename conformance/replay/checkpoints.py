@@ -83,9 +83,8 @@ def _shadow(state: State, seed: int, folder: Path) -> Path:
         "num_updates": 1000,
         "shadow_params": [tensor for name, tensor in averages.items() if name not in fixed],
     }
-    optimiser = {"state": {}, "param_groups": []}
     checkpoint = {
-        "optimizer": optimiser,
+        "optimizer": {"state": {}, "param_groups": []},
         "model": {f"module.{name}": tensor for name, tensor in model.items()},
         "ema": ema,
         "step": 1000,

@@ -247,17 +247,9 @@ class ScoreSdeScheduler(SchedulerMixin):
         """Make the tables of a discretisation with N = `count` levels."""
         raise NotImplementedError
 
-    def _network_labels(self) -> Tensor:
-        """(N,) what the network is given as time at every level."""
-        raise NotImplementedError
-
     def _rules(self, t: Tensor) -> Sequence[Rule]:
         """The predictor's rule at every level; t: (N,) the levels in the dtype of the arithmetic."""
         raise NotImplementedError
-
-    def _score_divisors(self, t: Tensor) -> Tensor | None:
-        """(N,) what the network's output is divided by to be the score; None if it is the score."""
-        return None
 
     def _alphas(self, t: Tensor) -> Tensor:
         """(N,) α_i of the corrector."""

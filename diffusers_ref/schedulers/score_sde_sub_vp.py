@@ -98,9 +98,6 @@ class ScoreSdeSubVpScheduler(ScoreSdeScheduler):
         noise = torch.zeros_like(t) if self.config.probability_flow else diffusion
         return rows(_ReverseDiffusion, drift, step, diffusion**2 * self._score_weight, noise)
 
-    def _score_divisors(self, t: Tensor) -> Tensor:
-        return -self._marginal(t)[1]
-
 
 _NO_ALPHAS = "raises AttributeError ('subVPSDE' object has no attribute 'alphas')"
 _CRASHES: dict[Enum, str] = {

@@ -131,11 +131,6 @@ class ScoreSdeVpScheduler(ScoreSdeScheduler):
         noise = torch.zeros_like(t) if self.config.probability_flow else diffusion
         return rows(_ReverseDiffusion, torch.sqrt(alpha), diffusion**2 * self._score_weight, noise)
 
-    def _score_divisors(self, t: Tensor) -> Tensor:
-        if self.config.continuous:
-            return -self._marginal(t)[1]
-        return -torch.sqrt(1.0 - self.alphas_cumprod).to(t.dtype)[self._network_labels().long()]
-
     def _alphas(self, t: Tensor) -> Tensor:
         return self._discrete_alphas.to(t.dtype)[self._table_index()]
 

@@ -295,12 +295,9 @@ class UniPCMultistepScheduler(SolverScheduler):
 
 def _check_options(config: Mapping[str, Any]) -> None:
     check_grid_options({**config, "use_flow_sigmas": config["use_flow_sigmas"] and not config["use_karras_sigmas"]})
-    spaced = [name for name in SIGMA_GRIDS if config.get(name) and name != "use_flow_sigmas"]
     for name in ("sigma_min", "sigma_max"):
-        if config[name] is not None and not spaced:
-            raise ConfigError(
-                f"{name}={config[name]} needs use_karras_sigmas, use_exponential_sigmas or use_beta_sigmas"
-            )
+        if config[name] is not None and not any(config[grid] for grid in _WITH_ENDS):
+            raise ConfigError(f"{name}={config[name]} needs one of {', '.join(_WITH_ENDS)}")
         if config[name] is not None and not config[name] > 0:
             raise ConfigError(f"{name}={config[name]} is not allowed; it must be above 0")
     if config["shift_terminal"] is not None and not config["use_flow_sigmas"]:
@@ -310,4 +307,5 @@ def _check_options(config: Mapping[str, Any]) -> None:
 
 
 _WL_ZHAO = (LogSnrKind.DISCRETE, LogSnrKind.LINEAR, LogSnrKind.COSINE)
+_WITH_ENDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas")
 _PUBLISHED_ONLY = ("disable_corrector", "sigma_min", "sigma_max", "shift_terminal")

@@ -219,8 +219,8 @@ def test_a_fault_needs_its_place() -> None:
 NETWORK = "ddim/network-tiny"
 
 NETWORK_FAULTS = [
-    Fault("a norm's epsilon", NETWORK, "self.norm2 = nn.GroupNorm(groups, out_channels, eps=eps)",
-          "self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-4)", ("tap:down.0.block.0.norm2", None)),
+    Fault("a norm's epsilon", NETWORK, "self.norm2 = nn.GroupNorm(groups_out, out_channels, eps=eps)",
+          "self.norm2 = nn.GroupNorm(groups_out, out_channels, eps=1e-4)", ("tap:down.0.block.0.norm2", None)),
     Fault("logits too large by 1e-5", NETWORK, "* d**-0.5", "* (1 + 1e-5) * d**-0.5",
           ("tap:down.1.attn.0.proj_out", None)),
     Fault("query and key swapped", NETWORK, "torch.bmm(q.transpose(1, 2), k)", "torch.bmm(k.transpose(1, 2), q)",
@@ -249,12 +249,13 @@ def test_network(fault: Fault) -> None:
 PIPELINE = "ddim/pipeline-ddim-7-eta-0.5"
 
 PIPELINE_FAULTS = [
-    Fault("eta not handed on", PIPELINE, "generator=generator, **step_options)", "generator=generator)", ("sample", 0)),
+    Fault("eta not handed on", PIPELINE, "step(output, t, x, **step_options)",
+          "step(output, t, x, generator=generator)", ("sample", 0)),
     Fault("a time off by one", PIPELINE, "scheduler.network_timestep(t), class",
           "scheduler.network_timestep(t) + 1, class", ("embedding", 0)),
-    Fault("pixels truncated", PIPELINE, "postprocess(x, output_type, self.pixel_rounding)",
-          "postprocess(x, output_type, 'truncate')", ("integers", ANY)),
-    Fault("a generator ignored", PIPELINE, "generator=generator, **step_options)", "generator=None, **step_options)",
+    Fault("pixels truncated", PIPELINE, "postprocess(x, output_type, self.pixel_rounding, ",
+          "postprocess(x, output_type, 'truncate', ", ("integers", ANY)),
+    Fault("a generator ignored", PIPELINE, '{**step_options, "generator": generator}', '{**step_options}',
           ("seeded", 0)),
 ]  # fmt: skip
 

@@ -69,7 +69,7 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
     "EDMDPMSolverMultistepScheduler": {"solver_type": ("midpoint", "heun")},
     "DEISMultistepScheduler": {
         "algorithm_type": ("deis",),
-        "solver_type": ("logrho", "t_ab", "rho_ab", "ipndm"),
+        "solver_type": ("logrho", "rho_ab", "ipndm"),  # the Riemann sums of "t_ab" land near levels only
         "ts_phase": (None, "log", "rho"),
         "ts_order": (None, 3.0),
     },
@@ -82,6 +82,7 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
     "UniPCMultistepScheduler": {
         "solver_type": ("bh2", "bh1", "vary_coeff"),
         "sample_max_value": (1.0, None),
+        "sample_min_value": (1.0, 10.0),
         "log_snr": (None, "discrete", "linear"),
         "skip_type": (None, "logSNR", "time_quadratic"),
         "log_alpha_from": (None, "alphas_cumprod"),
