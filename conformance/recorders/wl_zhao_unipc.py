@@ -27,7 +27,9 @@ ORIGINAL = Original(
     arxiv="2302.04867",
 )
 CHANGES = ("messages are not printed",)
-COPIED = ("vary_coeff: the network is handed a copy of the state, as the first correction goes on with the state itself",)
+COPIED = (
+    "vary_coeff: the network is handed a copy of the state, as the first correction goes on with the state itself",
+)
 LIFTED = (
     "NoiseScheduleVP: log alpha, sigma and lambda are its float32 values, handed out as float64",
     "torch.tensor: ratios and weights made from lists are float64",
@@ -211,7 +213,9 @@ def _case(code: SimpleNamespace, case: Case) -> SchedulerCase:
                 "NoiseScheduleVP",
                 "model_wrapper",
                 "UniPC.sample",
-                "UniPC.multistep_uni_pc_vary_update" if case.variant == "vary_coeff" else "UniPC.multistep_uni_pc_bh_update",
+                "UniPC.multistep_uni_pc_vary_update"
+                if case.variant == "vary_coeff"
+                else "UniPC.multistep_uni_pc_bh_update",
             )
         ),
         shape=shape if case.model_type == "noise" else (1, *shape[1:]),

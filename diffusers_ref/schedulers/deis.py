@@ -264,6 +264,17 @@ class DEISMultistepScheduler(SolverScheduler):
             prev_sample = prev_sample / self._scales[-1]
         return self._result(prev_sample, x0, sample.dtype, return_dict)
 
+    @property
+    def step_weights(self) -> Tensor:
+        """(n, 1 + k) float32: what each step of a whole run multiplies the state, and ε from new to old, by."""
+        rows: list[_Row] = self._coefficients(torch.float32)
+        table = torch.zeros(len(rows), 1 + self.config.solver_order)
+        for index, row in enumerate(rows):
+            weights = self._weights(index, min(len(self._before[index]), self._orders[index]))
+            of_x = 1.0 if self._solver is DeisSolver.RHO_AB else row.of_x
+            table[index, : 1 + len(weights)] = torch.tensor([of_x, *weights])
+        return table
+
     # --- coefficients ------------------------------------------------------------------------------------------------
 
     def _weights(self, index: int, known: int) -> list[float]:

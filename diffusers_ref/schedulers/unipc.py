@@ -26,7 +26,7 @@ from torch import Tensor
 
 from diffusers_ref.configuration import ConfigError, register_to_config
 from diffusers_ref.schedulers.conventions import choose
-from diffusers_ref.schedulers.log_snr import Levels, LogSnrKind, SkipType
+from diffusers_ref.schedulers.log_snr import DiscreteLogSnr, Levels, LogSnrKind, SkipType
 from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time
 from diffusers_ref.schedulers.sigmas import sigma_table
 from diffusers_ref.schedulers.solver_grids import SIGMA_GRIDS, SolverGrid, check_grid_options, solver_grid
@@ -142,6 +142,13 @@ class UniPCMultistepScheduler(SolverScheduler):
             raise ConfigError("thresholding needs predict_x0=True: it has no effect on a solver of the noise")
         self._skip_type = SkipType.TIME_UNIFORM if skip_type is None else choose(SkipType, "skip_type", skip_type)
         self.timesteps = torch.arange(num_train_timesteps - 1, -1, -1)
+
+    @property
+    def log_alphas(self) -> Tensor:
+        """(N,) float32, log α of the chain, which log_snr="discrete" interpolates."""
+        if not isinstance(self._log_snr, DiscreteLogSnr):
+            raise AttributeError("log_alphas needs log_snr='discrete'")
+        return self._log_snr.log_alphas
 
     # --- the grid ----------------------------------------------------------------------------------------------------
 

@@ -192,7 +192,8 @@ def _numbers(subject: SchedulerUnderTest) -> dict[str, tuple[Any, ...]]:
         if isinstance(default, int):
             found[name] = (default, max(2, default // 2))
         elif isinstance(default, float):
-            factor = 0.8 if name.endswith("ratio") else 1.5
+            # A lower limit has to be high to be met.
+            factor = 0.8 if name.endswith("ratio") else 10.0 if name.endswith("min_value") else 1.5
             found[name] = (default, -1.0 if math.isinf(default) else default * factor or 0.5)
     return found
 

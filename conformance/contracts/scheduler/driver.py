@@ -8,6 +8,7 @@ knows nothing about any algorithm: x_t = a·x_0 + b·noise, with a and b found b
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ DataPrediction = Callable[[torch.Tensor, float, float], torch.Tensor]
 
 @dataclass
 class Trajectory:
-    """A run: x before each evaluation, the network's output there, and what `step` returned.
+    """A run: x before each evaluation (and before churn), the network's output there, and what `step` returned.
 
     samples[k] is x after evaluation k; x0[k] the scheduler's own prediction of x_0, if it reports one.
     """
@@ -157,14 +158,41 @@ class SchedulerUnderTest:
                 return scheduler.scale_noise(x0, torch.as_tensor(timestep), noise)
         raise NotApplicable(f"{self.name} has neither add_noise nor scale_noise")
 
+    def churned(self, scheduler: Any, x: torch.Tensor, timestep: Any, **draws: Any) -> torch.Tensor:
+        """x with the noise that a sampler with churn adds before the network is asked at an entry of `timesteps`.
+
+        draws: `generator` or `variance_noise`. A class without churn leaves x as it is.
+        """
+        if not self.takes("add_noise_to_input", "timestep"):
+            return x
+        noisier: torch.Tensor = scheduler.add_noise_to_input(x, timestep, **draws)
+        return noisier
+
+    def asked(self, scheduler: Any, timestep: Any) -> tuple[float, float]:
+        """(a, b) at which the network is asked: `levels`, but for the noise of churn (of standard deviation `s_noise`
+        times what raises the level)."""
+        a, b = self.levels(scheduler, timestep)
+        config = config_of(scheduler)
+        if not (config.get("s_churn") and config.get("s_noise") and self.takes("add_noise_to_input", "variance_noise")):
+            return a, b
+        one, zero = torch.ones(1, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 1, 1, 1, dtype=torch.float64)
+        probe = copy.deepcopy(scheduler)
+        try:
+            kept = float(probe.add_noise_to_input(one, timestep, variance_noise=zero))
+        except ValueError:  # within a step, where nothing is drawn
+            return a, b
+        added = float(probe.add_noise_to_input(zero, timestep, variance_noise=one)) / config["s_noise"]
+        return kept * a, math.hypot(kept * b, added)
+
     # --- networks with a known answer --------------------------------------------------------------------------------
 
     def output_for(self, scheduler: Any, x: torch.Tensor, x0: torch.Tensor, timestep: Any) -> torch.Tensor:
-        """The network output by which the scheduler must understand that x_0 is `x0`, at x and an entry of `timesteps`.
+        """The network output by which the scheduler must understand that x_0 is `x0`, at x, the sample that the network
+        is asked about, and an entry of `timesteps`.
 
         Raises NotApplicable for a prediction type that the driver does not know.
         """
-        a, b = self.levels(scheduler, timestep)
+        a, b = self.asked(scheduler, timestep)
         noise = (x - a * x0) / b
         config = config_of(scheduler)
         kind = config.get("prediction_type", None)
@@ -254,14 +282,14 @@ class SchedulerUnderTest:
             options |= draws
         trajectory = Trajectory()
         for index, t in list(enumerate(scheduler.timesteps))[begin:stop]:
-            if self.takes("add_noise_to_input", "timestep"):
-                x = scheduler.add_noise_to_input(x, t, **draws)
+            trajectory.inputs.append(x)
+            x = self.churned(scheduler, x, t, **draws)
             if hasattr(scheduler, "scale_model_input"):
                 scheduler.scale_model_input(x, t)
             if prediction is None:
                 output = self.some_output(scheduler, x, t)
             else:
-                a, b = self.levels(scheduler, t)
+                a, b = self.asked(scheduler, t)
                 output = self.output_for(scheduler, x, prediction(x, a, b), t).to(x.dtype)
             if self.takes("step", "prev_timestep"):
                 options["prev_timestep"] = (
@@ -269,7 +297,6 @@ class SchedulerUnderTest:
                 )
             result = scheduler.step(output, t, x, **options)
             trajectory.times.append(float(t))
-            trajectory.inputs.append(x)
             trajectory.outputs.append(output)
             x = result[0] if isinstance(result, tuple) else result.prev_sample
             trajectory.samples.append(x)

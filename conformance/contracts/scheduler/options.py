@@ -82,7 +82,6 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
     "UniPCMultistepScheduler": {
         "solver_type": ("bh2", "bh1", "vary_coeff"),
         "sample_max_value": (1.0, None),
-        "sample_min_value": (1.0, 10.0),
         "log_snr": (None, "discrete", "linear"),
         "skip_type": (None, "logSNR", "time_quadratic"),
         "log_alpha_from": (None, "alphas_cumprod"),

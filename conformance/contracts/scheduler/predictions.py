@@ -73,7 +73,7 @@ def reported_x0_is_the_belief(subject: SchedulerUnderTest, given: Given) -> None
     """The x_0 that `step` reports is what the network believes, clipped to ±clip_sample_range or thresholded (arXiv
     2205.11487, section 2.3) as the options say."""
     require_runs(subject)
-    x0 = _far_reaching()
+    x0 = far_reaching()
     reports = 0
     others = [config for config in every_option(subject) if config and not config.keys() & LIMITING]
     others += [
@@ -83,7 +83,7 @@ def reported_x0_is_the_belief(subject: SchedulerUnderTest, given: Given) -> None
     ]
     own = {name: value for name, value in {**defaults(subject.cls), **subject.base}.items() if name in LIMITING}
     for config, run in (*_limited_runs(subject, given, x0), *_runs(subject, given, x0, others)):
-        wanted = _limited(x0, {**own, **config})
+        wanted = limited(x0, {**own, **config})
         scheduler = subject.prepared(STEPS, **config)
         levels = [subject.levels(scheduler, t) for t in scheduler.timesteps]
         for k, found in enumerate(run.x0):
@@ -102,7 +102,7 @@ def limits_hold_in_the_result(subject: SchedulerUnderTest, given: Given) -> None
     """With a network that believes an x_0 out of range, a run that ends clean ends at that x_0 clipped or thresholded
     as the options say (without them: as it is)."""
     require_runs(subject)
-    x0 = _far_reaching()
+    x0 = far_reaching()
     clean: dict[str, Any] = {"set_alpha_to_one": True, "final_sigmas_type": "zero"}
     clean = {name: value for name, value in clean.items() if name in subject.options}
     compared = 0
@@ -111,7 +111,7 @@ def limits_hold_in_the_result(subject: SchedulerUnderTest, given: Given) -> None
         if float((free.final.abs() - 0.3).abs().max()) > 1e-4:
             raise NotApplicable("a run does not end clean")
         compared += 1
-        wanted = _limited(x0, config)
+        wanted = limited(x0, config)
         last = subject.prepared(STEPS, **config)
         a, b = subject.levels(last, last.timesteps[-1])
         error = OPERATIONS * EPS * (1 + b * LARGEST_NORMAL / a) * float(x0.abs().max()) if a else math.inf
@@ -122,7 +122,7 @@ def limits_hold_in_the_result(subject: SchedulerUnderTest, given: Given) -> None
         raise NotApplicable(f"{subject.name} has no options that limit x_0")
 
 
-def _far_reaching() -> torch.Tensor:
+def far_reaching() -> torch.Tensor:
     """x_0 up to ±2.4, another range in each sample."""
     scale = torch.tensor([0.5, 0.8], dtype=torch.float64).reshape(2, 1, 1, 1)
     return noise(11, SHAPE, torch.float64).clamp(-3, 3) * scale
@@ -159,7 +159,7 @@ def _runs(
     return runs
 
 
-def _limited(x0: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
+def limited(x0: torch.Tensor, config: dict[str, Any]) -> torch.Tensor:
     """x_0 after clipping or dynamic thresholding, which wins."""
     if config.get("thresholding"):
         flat = x0.reshape(len(x0), -1)

@@ -57,9 +57,10 @@ def tuples_hold_the_same(subject: SchedulerUnderTest, given: Given) -> None:
 
 def _stepped(subject: SchedulerUnderTest, scheduler: Any, t: torch.Tensor, x: torch.Tensor, form: bool) -> Any:
     torch.default_generator.manual_seed(0)
+    options = {"generator": generators(0)} if subject.takes("step", "generator") else {}
+    x = subject.churned(scheduler, x, t, **options)
     if hasattr(scheduler, "scale_model_input"):
         scheduler.scale_model_input(x, t)
-    options = {"generator": generators(0)} if subject.takes("step", "generator") else {}
     return scheduler.step(subject.some_output(scheduler, x, t), t, x, return_dict=form, **options)
 
 

@@ -131,10 +131,11 @@ def _step(straight: _Straight, scheduler: Any, index: int, seed: int, x: torch.T
     """The step at an entry, from x, by default the trajectory's sample."""
     timestep = scheduler.timesteps[index]
     x = straight.samples[index] if x is None else x
-    if hasattr(scheduler, "scale_model_input"):
-        scheduler.scale_model_input(x, timestep)
     options = {"generator": generators(seed)} if straight.subject.takes("step", "generator") else {}
     torch.default_generator.manual_seed(seed)
+    x = straight.subject.churned(scheduler, x, timestep, **options)
+    if hasattr(scheduler, "scale_model_input"):
+        scheduler.scale_model_input(x, timestep)
     return sample_of(scheduler.step(straight.outputs[index], timestep, x, **options))
 
 

@@ -139,7 +139,9 @@ def feed(
     scheduler, samples = subject.prepared(STEPS, **config), []
     if generator is not None and subject.takes("step", "generator"):
         options["generator"] = generator
+    draws = {} if generator is None else {"generator": generator}
     for timestep, x, output in zip(scheduler.timesteps, inputs, outputs, strict=True):
+        x = subject.churned(scheduler, x, timestep, **draws)
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(x, timestep)
         result = scheduler.step(output, timestep, x, **options)
@@ -158,6 +160,9 @@ def one_step(
 ) -> torch.Tensor:
     """What `step` makes of x, on a copy of the scheduler, so that its state stays as it is."""
     scheduler = copy.deepcopy(scheduler)
+    if subject.takes("add_noise_to_input", "variance_noise"):  # what a step draws is added before the network is asked
+        given = {"variance_noise": options.pop("variance_noise")} if "variance_noise" in options else {}
+        x = subject.churned(scheduler, x, timestep, generator=generator, **given)
     if hasattr(scheduler, "scale_model_input"):
         scheduler.scale_model_input(x, timestep)
     if generator is not None and subject.takes("step", "generator"):

@@ -58,7 +58,7 @@ def variance_types_are_the_published(subject: SchedulerUnderTest, given: Given) 
             second_half = (-0.6, 0.5)[k % 2] - (3.0 if kind == "learned" else 0.0)
             wanted, allowed = _wanted(kind, levels[k], levels[k + 1], second_half)
             try:
-                found = _added(subject, scheduler, k, levels[k], second_half if kind in LEARNED else None)
+                found = added_noise(subject, scheduler, k, levels[k], second_half if kind in LEARNED else None)
             except REFUSALS:
                 break
             tried += 1
@@ -70,7 +70,7 @@ def variance_types_are_the_published(subject: SchedulerUnderTest, given: Given) 
                     max_abs=abs(found - wanted),
                 )
         if kind in LEARNED and float(scheduler.timesteps[-1]) == 0 and not subject.takes("step", "prev_timestep"):
-            found = _added(subject, scheduler, len(levels) - 1, levels[-1], LARGE_VARIANCE)
+            found = added_noise(subject, scheduler, len(levels) - 1, levels[-1], LARGE_VARIANCE)
             if found > EPS:
                 raise Violation(f"the last step adds noise of standard deviation {found:.6g}", step=len(levels) - 1)
     if not tried or "fixed_small" not in str(choice(subject, {})["variance_type"]):
@@ -161,7 +161,7 @@ def _wanted(kind: str, start: tuple[float, float], end: tuple[float, float], sec
     return math.sqrt(variance), TABLE_ROUNDINGS * EPS * (1 / beta + 1 / b_end**2)
 
 
-def _added(
+def added_noise(
     subject: SchedulerUnderTest, scheduler: Any, k: int, level: tuple[float, float], second_half: float | None
 ) -> float:
     """The standard deviation of what entry k adds: by the difference of two runs of one step with known draws."""
