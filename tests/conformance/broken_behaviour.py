@@ -227,6 +227,11 @@ class AlwaysFloat32(DDIMScheduler):
         return SchedulerOutput(super().step(*args, **options).prev_sample.float())
 
 
+class StaysOnTheHost(DDIMScheduler):
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, **options: Any) -> None:
+        super().set_timesteps(num_inference_steps, **options)
+
+
 class WritesIntoTheSample(DDIMScheduler):
     def step(self, model_output: Any, timestep: Any, sample: torch.Tensor, **options: Any) -> SchedulerOutput:
         return super().step(model_output, timestep, sample.clamp_(-1, 1), **options)
@@ -364,6 +369,7 @@ BROKEN: dict[str, list[tuple[Any, type, str]]] = {
     "start_is_found_by_its_index": [(BeginsOneLate, DDIMScheduler, "after set_begin_index")],
     "start_within_a_step_is_refused_or_right": [(SlidesToTheNextStep, PNDMScheduler, "the result of beginning at")],
     "shape_dtype_and_device_are_kept": [(AlwaysFloat32, DDIMScheduler, "the dtype torch.float32 instead of")],
+    "timesteps_lie_on_the_device": [(StaysOnTheHost, DDIMScheduler, "on the device meta are on cpu")],
     "inputs_are_left_alone": [(WritesIntoTheSample, DDIMScheduler, "the sample that was given to step")],
     "batch_equals_singles": [(DrawsFromTheFirstGenerator, DDPMScheduler, "sample 0 of a batch of 3")],
     "permuting_the_batch_permutes_the_result": [(DependsOnThePlace, DDIMScheduler, "the permuted batch")],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,9 @@ class SoundPipeline(DiffusionPipeline):
         return self.unet(self.scheduler.scale_model_input(x, t), t).sample
 
     def step(self, output: Tensor, t: Tensor, x: Tensor, generator: Any, callback: Any, index: int) -> Tensor:
-        x = self.scheduler.step(output, t, x, generator=generator).prev_sample
+        takes = inspect.signature(self.scheduler.step).parameters
+        draws = {"generator": generator} if "generator" in takes else {}
+        x = self.scheduler.step(output, t, x, **draws).prev_sample
         return x if callback is None else callback(self, index, t, {"latents": x}).get("latents", x)
 
     def finish(self, x: Tensor, output_type: str, return_dict: bool) -> Any:
@@ -337,7 +340,7 @@ BROKEN: dict[str, list[tuple[type[SoundPipeline], str]]] = {
         (NoInputScaling, "halved by scale_model_input"),
         (NoInitialScaling, "made thrice as large by init_noise_sigma"),
     ],
-    "compatible_schedulers_run": [(AlwaysEta, "2 of 2 fail: DDPMScheduler: TypeError")],
+    "compatible_schedulers_run": [(AlwaysEta, " fail: .*DDPMScheduler: TypeError")],
     "given_latents_are_used": [(IgnoresLatents, "for the same latents and another seed")],
     "callbacks_see_every_step": [
         (CallsBackBeforeTheStep, "what the next step starts from"),
