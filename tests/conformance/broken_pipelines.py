@@ -61,6 +61,8 @@ class SoundPipeline(DiffusionPipeline):
             self.prepare(num_inference_steps)
             x = self.begin(batch_size, generator, latents)
             for index, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+                if hasattr(self.scheduler, "add_noise_to_input"):
+                    x = self.scheduler.add_noise_to_input(x, t, generator=generator)
                 output = self.predict(x, t)
                 x = self.step(output, t, x, generator, callback_on_step_end, index)
         return self.finish(x, output_type, return_dict)
