@@ -15,7 +15,6 @@ from conformance.implementations.base import Implementation, Scheduler
 from conformance.implementations.subjects import Subjects, image_subjects, scheduler_subjects
 
 SUBJECT_ARGUMENTS: dict[str, dict[str, Any]] = {
-    "KarrasVeScheduler": {"s_churn": 0.0},  # by default it adds noise, of which its forward process does not tell
     "ScoreSdeVpScheduler": {"beta_max": 1.5},  # the discrete chain needs more steps than beta_max
 }
 """Options other than the defaults with which contracts are held against a scheduler class."""
@@ -30,9 +29,6 @@ class ReferenceImplementation(Implementation):
         "(PLMS, S-PNDM) or four times (F-PNDM) in a step, and visits timesteps twice",
         "contract/KarrasVeScheduler/inputs_have_unit_variance": "its networks are score SDE's, trained on pixels in "
         "[0, 1]: they are given x/2 + 1/2",
-        "contract/LCMScheduler/options_have_an_effect": "set_alpha_to_one, steps_offset and timestep_spacing come with "
-        "the teacher's configuration, and neither the authors' code nor HF diffusers has a use for them; final_draw "
-        "moves the generator only, as the authors' last draw is not used",
         **{
             f"contract/{name}/batch_equals_singles": "Langevin step sizes follow from norms averaged over the batch"
             for name in ("ScoreSdeVeScheduler", "ScoreSdeVpScheduler", "ScoreSdeVePipeline")

@@ -33,16 +33,18 @@ TINY_NCSNPP = {
     "scale_by_sigma": True,
 }
 NETWORKS: dict[str, dict[str, Any]] = {"UNet2DModel": TINY_UNET, "NCSNppModel": TINY_NCSNPP}
-TRAIN_TIMESTEPS = 100  # of the pipelines' schedulers
-# At the noise of 1348 where its schedule begins, a network that is not divided by the noise level overflows half types.
-SCHEDULER_OPTIONS: dict[str, dict[str, Any]] = {"ScoreSdeVeScheduler": {"sigma_max": 5.0}}
-PIPELINES = {
-    "DDPMPipeline": "DDPMScheduler",
-    "DDIMPipeline": "DDIMScheduler",
-    "PNDMPipeline": "PNDMScheduler",
-    "ScoreSdeVePipeline": "ScoreSdeVeScheduler",
-    "ScoreSdeVpPipeline": "ScoreSdeVpScheduler",
+SHORT = {"num_train_timesteps": 100}
+PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {
+    "DDPMPipeline": ("DDPMScheduler", SHORT),
+    "DDIMPipeline": ("DDIMScheduler", SHORT),
+    "PNDMPipeline": ("PNDMScheduler", SHORT),
+    # At the noise of 1348 where its schedule begins, a network that is not divided by the noise level overflows half
+    # types.
+    "ScoreSdeVePipeline": ("ScoreSdeVeScheduler", {**SHORT, "sigma_max": 5.0}),
+    "ScoreSdeVpPipeline": ("ScoreSdeVpScheduler", SHORT),
+    "KarrasVePipeline": ("KarrasVeScheduler", {}),
 }
+"""Pipeline -> its scheduler, and the options of that."""
 
 
 def scheduler_subjects(library: Any, names: Iterable[str], arguments: dict[str, dict[str, Any]]) -> Subjects:
@@ -64,9 +66,10 @@ def image_subjects(library: Any) -> Subjects:
             return getattr(library, name)(**config).eval()
 
     def pipeline(name: str) -> Any:
-        cls = PIPELINES[name]
-        scheduler = getattr(library, cls)(num_train_timesteps=TRAIN_TIMESTEPS, **SCHEDULER_OPTIONS.get(cls, {}))
-        made = getattr(library, name)(unet=network("UNet2DModel", TINY_UNET), scheduler=scheduler)
+        scheduler, options = PIPELINES[name]
+        made = getattr(library, name)(
+            unet=network("UNet2DModel", TINY_UNET), scheduler=getattr(library, scheduler)(**options)
+        )
         made.set_progress_bar_config(disable=True)
         return made
 

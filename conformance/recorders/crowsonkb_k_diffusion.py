@@ -63,7 +63,7 @@ CHOSEN: tuple[tuple[str, Wrapped, dict[str, float]], ...] = (
     ("euler", Wrapped(1, prediction=V), {}),
     ("euler", Wrapped(2, "karras", quantize=True), {"s_churn": 1.0}),
     ("euler", Wrapped(9, "exponential", V), {"s_churn": 4.0, "s_tmin": 0.3, "s_tmax": 30.0, "s_noise": 1.007}),
-    ("euler", Wrapped(10, "vp", quantize=True), {}),
+    ("euler", Wrapped(10, "vp", quantize=True, betas=SD), {}),  # three levels at time 999
     ("euler", Wrapped(6, "polyexponential", options={"rho": 0.7}), {"s_churn": 2.0, "s_noise": 0.9}),
     ("euler", Wrapped(5, "discrete", V, quantize=True, betas=SHORT), {"s_churn": 0.5, "s_tmax": 5.0}),
     ("euler", Wrapped(65, "karras", betas=SD), {"s_churn": 20.0, "s_tmin": 0.05}),

@@ -13,7 +13,7 @@ import torch
 
 from conformance.network import AnalyticNetwork
 from conformance.recorders.checkout import Original, importing
-from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape
+from conformance.recorders.scheduler_case import Run, SchedulerCase, case_shape, latent_pattern
 
 ORIGINAL = Original(
     system="v-diffusion",
@@ -43,20 +43,27 @@ def original(source: Path) -> Iterator[SimpleNamespace]:
 
 def steps_of(code: SimpleNamespace, schedule: str, count: int) -> torch.Tensor:
     """(n,) the times, as the original's command line makes them."""
-    t = torch.linspace(1, 0, count + 1)[:-1]
-    return t if schedule == "linear" else getattr(code.utils, GRIDS[schedule])(t)
+    steps: torch.Tensor = getattr(code.utils, GRIDS[schedule])(torch.linspace(1, 0, count + 1)[:-1])
+    return steps
 
 
 def run_case(
     code: SimpleNamespace,
-    schedule: str,
-    count: int,
+    steps: torch.Tensor,
+    whole: bool,
     network: Callable[..., torch.Tensor],
     shape: Sequence[int],
     dtype: torch.dtype,
 ) -> Run:
-    """`run` of a case: `iplms_sample` from x_T."""
-    x = torch.randn(shape, dtype=dtype)
+    """`run` of a case: `iplms_sample` from x_T; if not `whole`, from an image with as much noise as the first step has.
+
+    At x_T a prediction of x_0 is mostly rounding, magnified 150 times, and is left out.
+    """
+    x = torch.randn(shape)
+    if not whole:
+        alpha, sigma = code.utils.t_to_alpha_sigma(steps[0])
+        x = latent_pattern(shape) * alpha + x * sigma
+    x = x.to(dtype)
     denoised: list[torch.Tensor] = []
     with ExitStack() as stack:
         stack.enter_context(patch.object(code.sampling, "trange", lambda count, **_: range(count)))
@@ -64,22 +71,25 @@ def run_case(
         in_float32 = lambda model, enabled=True: lambda *arguments, **options: model(*arguments, **options).float()
         plain = as_it_is if dtype == torch.float64 else in_float32
         stack.enter_context(patch.object(code.sampling, "make_autocast_model_fn", plain))
-        steps = steps_of(code, schedule, count)
         final = code.sampling.iplms_sample(network, x, steps, {}, callback=lambda info: denoised.append(info["pred"]))
-    return Run(final, denoised)
+    return Run(final, None if whole else denoised)
 
 
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
-    """The three grids, 2 to 50 steps. A single step magnifies rounding 300 times; from t = 1, even times, it is all."""
-    for schedule, count in ROWS:
+    """The three grids from their beginning, and from times below `start`, as the command line has it with an image."""
+    for schedule, count, start in ROWS:
+        steps = steps_of(code, schedule, count)
+        whole = start == 1.0
+        if not whole:
+            steps = steps[steps < start]
         yield SchedulerCase(
-            name=f"iplms-{schedule.replace('_', '-')}-{count}",
-            title=f"improved PLMS, {count} steps, times by {GRIDS[schedule]}",
+            name=f"iplms-{schedule.replace('_', '-')}-{count}{'' if whole else f'-{start:g}'}",
+            title=f"improved PLMS, {count} steps, times by {GRIDS[schedule]}" + ("" if whole else f", below {start:g}"),
             location="equations 11 and 12, with the lower orders of arXiv:2204.13902, appendix H.2",
             cls="IPNDMScheduler",
             config={"angle_schedule": schedule},
-            set_timesteps={"num_inference_steps": count},
-            run=partial(run_case, code, schedule, count),
+            set_timesteps={"num_inference_steps": count} if whole else {"timesteps": steps.tolist()},
+            run=partial(run_case, code, steps, whole),
             network=AnalyticNetwork(prediction="v_prediction", schedule="angle"),
             functions=(
                 "diffusion/sampling.py:iplms_sample",
@@ -94,11 +104,12 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
         )
 
 
-ROWS: tuple[tuple[str, int], ...] = (
-    ("ddpm", 2),
-    ("log", 3),
-    ("ddpm", 7),
-    ("spliced_ddpm_cosine", 10),
-    ("log", 20),
-    ("spliced_ddpm_cosine", 50),
+ROWS: tuple[tuple[str, int, float], ...] = (
+    ("ddpm", 7, 1.0),
+    ("spliced_ddpm_cosine", 10, 1.0),
+    ("log", 20, 1.0),
+    ("spliced_ddpm_cosine", 50, 1.0),
+    ("spliced_ddpm_cosine", 2, 0.9),
+    ("log", 5, 0.9),
+    ("spliced_ddpm_cosine", 9, 0.9),
 )

@@ -40,6 +40,7 @@ CHANGES = (
     "jnp.sum in th_deis.multistep: of the float32 terms, in float64, rounded once",
     "_promote_dtypes_inexact, which jax has moved, is put back",
 )
+LIFTED = ("VPSDE.x2v: x_T is scaled in float32",)
 
 
 @contextmanager
@@ -132,6 +133,8 @@ class Sampler:
             return to_scaled(state, t)
 
         sde.v2x = noted
+        scale = sde.x2v
+        sde.x2v = lambda x, t: scale(x.float(), t).to(x.dtype)
         given: list[torch.Tensor] = []
         convert = code.sampler.jax2th
 
@@ -210,8 +213,8 @@ def _case(code: SimpleNamespace, case: Case) -> SchedulerCase:
     evaluations = case.num_step * (int(str(case.which)[0]) if runge_kutta else 1)
     return SchedulerCase(
         name=f"{case.method.replace('_', '-')}{which}{grid}{chain}-{case.num_step}",
-        title=f"{case.method} {case.which}, {case.num_step} steps, times by {case.ts_phase} of order {case.ts_order:g}, "
-        f"{kind} betas, T = {total}",
+        title=f"{case.method} {case.which}, {case.num_step} steps, times by {case.ts_phase} of order "
+        f"{case.ts_order:g}, {kind} betas, T = {total}",
         location={"t_ab": "equations 14 and 15", "ipndm": "appendix H.2"}.get(case.method, "equations 17 and 18"),
         cls="DEISRungeKuttaScheduler" if runge_kutta else "DEISMultistepScheduler",
         config=config,
@@ -227,6 +230,7 @@ def _case(code: SimpleNamespace, case: Case) -> SchedulerCase:
         shape=case_shape(evaluations),
         seed=case.num_step,
         changes=CHANGES,
+        lifted=LIFTED if case.method.startswith("rho") else (),
     )
 
 

@@ -11,17 +11,19 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import ConfigError
 
 
 def ancestral_step(sigma: Tensor, sigma_next: Tensor, eta: float) -> tuple[Tensor, Tensor]:
-    """() σ_down and σ_up, in the precision of the levels and in the order of k-diffusion's `get_ancestral_step`."""
+    """σ_down and σ_up, shaped like the levels, in their precision and in the order of k-diffusion's
+    `get_ancestral_step`."""
     if not eta:
-        return sigma_next, sigma_next.new_zeros([])
+        return sigma_next, torch.zeros_like(sigma_next)
     fresh = eta * (sigma_next**2 * (sigma**2 - sigma_next**2) / sigma**2) ** 0.5
-    up = fresh if fresh < sigma_next else sigma_next
+    up = torch.where(fresh < sigma_next, fresh, sigma_next)
     return (sigma_next**2 - up**2) ** 0.5, up
 
 

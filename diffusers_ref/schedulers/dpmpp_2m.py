@@ -16,22 +16,22 @@ The first step, and a step to σ = 0, are of first order. Nothing lowers the ord
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import register_to_config
-from diffusers_ref.schedulers.exponential import level_of, time_of
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.exponential import lengths_before, level_of, time_of
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluation, SigmaScheduler
 
 
 class _Step(NamedTuple):
-    ratio: Tensor | float
-    decay: Tensor | float
-    now: Tensor | float = 1.0
-    before: Tensor | float = 0.0
+    ratio: float
+    decay: float
+    now: float
+    before: float
 
 
 class DPMPP2MScheduler(SigmaScheduler):
@@ -64,18 +64,14 @@ class DPMPP2MScheduler(SigmaScheduler):
         self._prepare()
 
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
-        times = [time_of(sigma) for sigma in sigmas]
-        plan: list[Evaluation] = []
-        h_last = None
-        for i, (t, t_next) in enumerate(pairwise(times)):
-            h = t_next - t
-            step = _Step(level_of(t_next) / level_of(t), (-h).expm1())
-            if h_last and sigmas[i + 1] > 0:  # Also of first order after a step of no length.
-                r = h_last / h
-                step = step._replace(now=1 + 1 / (2 * r), before=1 / (2 * r))
-            plan.append(Evaluation(sigmas[i], step, level=i))
-            h_last = h
-        return plan
+        t, t_next = time_of(sigmas[:-1]), time_of(sigmas[1:])
+        h = t_next - t
+        h_last = lengths_before(h, 1)
+        r = h_last / h
+        # Also of first order after a step of no length.
+        before = torch.where((h_last > 0) & (sigmas[1:] > 0), 1 / (2 * r), 0)
+        steps = by_step(level_of(t_next) / level_of(t), (-h).expm1(), 1 + before, before)
+        return [Evaluation(sigmas[i], _Step(*step), level=i) for i, step in enumerate(steps)]
 
     def _restart(self) -> None:
         self._earlier: Tensor | None = None

@@ -19,9 +19,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import register_to_config
@@ -29,8 +29,8 @@ from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.ancestral import check_noise_options
 from diffusers_ref.schedulers.brownian import BrownianScheduler, NoiseSampler
 from diffusers_ref.schedulers.conventions import choose
-from diffusers_ref.schedulers.exponential import time_of
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.exponential import lengths_before, time_of
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluation
 
 
@@ -44,14 +44,13 @@ class SecondOrder(str, Enum):
 
 
 class _Step(NamedTuple):
-    ratio: Tensor | float = 0.0
-    gain: Tensor | float = 1.0
-    slope: Tensor | float = 0.0
-    sigma: Tensor | float = 0.0
-    level: Tensor | float = 0.0
-    root: Tensor | float = 0.0
-    is_last: bool = False
-    draws: bool = False
+    ratio: float
+    gain: float
+    slope: float
+    sigma: float
+    level: float
+    root: float
+    is_last: bool
 
 
 class DPMPP2MSDEScheduler(BrownianScheduler):
@@ -92,25 +91,17 @@ class DPMPP2MSDEScheduler(BrownianScheduler):
         self._prepare()
 
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
-        eta = self.config.eta
-        plan: list[Evaluation] = []
-        h_last = None
-        for i, (sigma, level) in enumerate(pairwise(sigmas)):
-            if level == 0:
-                plan.append(Evaluation(sigma, _Step(is_last=True), level=i))
-                continue
-            h = time_of(level) - time_of(sigma)
-            eta_h = eta * h
-            gain = (-h - eta_h).expm1().neg()
-            step = _Step(level / sigma * (-eta_h).exp(), gain)
-            if h and h_last:  # Also of first order after a step of no length.
-                half = gain / (-h - eta_h) + 1 if self._second_order is SecondOrder.HEUN else 0.5 * gain
-                step = step._replace(slope=half * (1 / (h_last / h)))
-            if eta:
-                step = step._replace(sigma=sigma, level=level, root=(-2 * eta_h).expm1().neg().sqrt(), draws=True)
-            plan.append(Evaluation(sigma, step, level=i))
-            h_last = h
-        return plan
+        sigma, level = sigmas[:-1], sigmas[1:]
+        h = time_of(level) - time_of(sigma)
+        h_last = lengths_before(h, 1)
+        eta_h = self.config.eta * h
+        gain = (-h - eta_h).expm1().neg()
+        half = gain / (-h - eta_h) + 1 if self._second_order is SecondOrder.HEUN else 0.5 * gain
+        # Also of first order after a step of no length.
+        slope = torch.where((h > 0) & (h_last > 0), half * (1 / (h_last / h)), 0)
+        root = (-2 * eta_h).expm1().neg().sqrt()
+        steps = by_step(level / sigma * (-eta_h).exp(), gain, slope, sigma, level, root, level == 0)
+        return [Evaluation(sigmas[i], _Step(*step), level=i) for i, step in enumerate(steps)]
 
     def _restart(self) -> None:
         self._earlier: Tensor | None = None
@@ -139,7 +130,7 @@ class DPMPP2MSDEScheduler(BrownianScheduler):
         index = self._place(timestep)
         at = self._numbers_for(dtype)[index]
         x, step = sample.to(dtype), at.step
-        interval = (step.sigma, step.level) if step.draws else None
+        interval = (step.sigma, step.level) if self.config.eta and not step.is_last else None
         noise = self._increment(index, interval, sample, generator, variance_noise, noise_sampler)
         denoised = self._denoised(model_output.to(dtype), x, at)
         prev_sample = denoised

@@ -17,7 +17,6 @@ noise is drawn after the last evaluation of a step, also with η = 0, but not in
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,7 +25,7 @@ from diffusers_ref.configuration import register_to_config
 from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.ancestral import ancestral_step, check_noise_options
 from diffusers_ref.schedulers.exponential import level_of, time_of
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluation, SigmaScheduler
 
 R = 1 / 2
@@ -34,13 +33,13 @@ R = 1 / 2
 
 
 class _Step(NamedTuple):
-    ratio: Tensor | float = 0.0
-    decay: Tensor | float = 0.0
-    up: Tensor | float = 0.0
-    dt: Tensor | float = 0.0
-    is_euler: bool = False
-    is_second: bool = False
-    draws: bool = False
+    ratio: float
+    decay: float
+    dt: float  # of an Euler step
+    up: float
+    is_euler: bool
+    is_second: bool
+    draws: bool
 
 
 class DPMPP2SAncestralScheduler(SigmaScheduler):
@@ -84,20 +83,23 @@ class DPMPP2SAncestralScheduler(SigmaScheduler):
         # σ_down is a difference of squares: crowsonkb's grids take it as the original rounds it, others exactly.
         published, eta = self._schedule is None, self.config.eta
         rounded = sigmas.double() if published else sigmas.float()
-        for i, (sigma, level) in enumerate(pairwise(rounded if published else sigmas)):
-            down, up = ancestral_step(sigma, level, eta)
-            draws = bool(level > 0)
-            # In float64 runs the original's float32 decides which steps are Euler's.
-            if ancestral_step(rounded[i], rounded[i + 1], eta)[0] == 0:
-                step = _Step(up=up, dt=down - sigma, is_euler=True, draws=draws)
-                plan.append(Evaluation(sigmas[i], step, level=i))
-                continue
-            t, t_next = time_of(sigma), time_of(down)
-            h = t_next - t
-            middle = level_of(t + R * h)
-            plan.append(Evaluation(sigmas[i], _Step(middle / level_of(t), (-h * R).expm1()), level=i))
-            last = _Step(level_of(t_next) / level_of(t), (-h).expm1(), up, is_second=True, draws=draws)
-            plan.append(Evaluation(middle.to(sigmas.dtype), last, begins=False))
+        levels = rounded if published else sigmas
+        down, up = ancestral_step(levels[:-1], levels[1:], eta)
+        # In float64 runs the original's float32 decides which steps are Euler's.
+        is_euler = ancestral_step(rounded[:-1], rounded[1:], eta)[0] == 0
+        t, t_next = time_of(levels[:-1]), time_of(down)
+        h = t_next - t
+        middle = level_of(t + R * h)
+        firsts = by_step(middle / level_of(t), (-h * R).expm1())
+        lasts = by_step(level_of(t_next) / level_of(t), (-h).expm1())
+        ends = by_step(down - levels[:-1], up, is_euler)
+        for i, (first, last, end) in enumerate(zip(firsts, lasts, ends, strict=True)):
+            draws = bool(sigmas[i + 1] > 0)
+            only = bool(is_euler[i])
+            plan.append(Evaluation(sigmas[i], _Step(*first, *end, is_second=False, draws=draws and only), level=i))
+            if not only:
+                second = _Step(*last, *end, is_second=True, draws=draws)
+                plan.append(Evaluation(middle[i].to(sigmas.dtype), second, begins=False))
         return plan
 
     def _restart(self) -> None:

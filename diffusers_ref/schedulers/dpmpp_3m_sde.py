@@ -21,34 +21,33 @@ draws nothing. HF diffusers' third-order "sde-dpmsolver++" has the 1/2 of φ_3 w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import register_to_config
 from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.ancestral import check_noise_options
 from diffusers_ref.schedulers.brownian import BrownianScheduler, NoiseSampler
-from diffusers_ref.schedulers.exponential import time_of
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.exponential import lengths_before, time_of
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluation
 
 
 class _Step(NamedTuple):
-    keep: Tensor | float = 0.0
-    gain: Tensor | float = 1.0
-    phi_2: Tensor | float = 0.0
-    phi_3: Tensor | float = 0.0
-    r_0: Tensor | float = 1.0
-    r_1: Tensor | float = 1.0
-    sum_r: Tensor | float = 2.0
-    sigma: Tensor | float = 0.0
-    level: Tensor | float = 0.0
-    root: Tensor | float = 0.0
-    order: int = 1
-    is_last: bool = False
-    draws: bool = False
+    keep: float
+    gain: float
+    phi_2: float
+    phi_3: float
+    r_0: float
+    r_1: float
+    sum_r: float
+    sigma: float
+    level: float
+    root: float
+    order: int
+    is_last: bool
 
 
 class DPMPP3MSDEScheduler(BrownianScheduler):
@@ -87,28 +86,19 @@ class DPMPP3MSDEScheduler(BrownianScheduler):
 
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
         eta = self.config.eta
-        plan: list[Evaluation] = []
-        h_1 = h_2 = None
-        for i, (sigma, level) in enumerate(pairwise(sigmas)):
-            if level == 0:
-                plan.append(Evaluation(sigma, _Step(is_last=True), level=i))
-                continue
-            h = time_of(level) - time_of(sigma)
-            h_eta = h * (eta + 1)
-            step = _Step((-h_eta).exp(), (-h_eta).expm1().neg())
-            if h and h_1:  # Of lower order after a step of no length.
-                phi_2 = h_eta.neg().expm1() / h_eta + 1
-                r_0 = h_1 / h
-                step = step._replace(phi_2=phi_2, r_0=r_0, order=2)
-                if h_2:
-                    r_1 = h_2 / h
-                    step = step._replace(phi_3=phi_2 / h_eta - 0.5, r_1=r_1, sum_r=r_0 + r_1, order=3)
-            if eta:
-                root = (-2 * h * eta).expm1().neg().sqrt()
-                step = step._replace(sigma=sigma, level=level, root=root, draws=True)
-            plan.append(Evaluation(sigma, step, level=i))
-            h_1, h_2 = h, h_1
-        return plan
+        sigma, level = sigmas[:-1], sigmas[1:]
+        h = time_of(level) - time_of(sigma)
+        h_1, h_2 = lengths_before(h, 1), lengths_before(h, 2)
+        h_eta = h * (eta + 1)
+        gain = (-h_eta).expm1().neg()
+        phi_2 = h_eta.neg().expm1() / h_eta + 1
+        phi_3 = phi_2 / h_eta - 0.5
+        r_0, r_1 = h_1 / h, h_2 / h
+        root = (-2 * h * eta).expm1().neg().sqrt()
+        # Of lower order after a step of no length.
+        order = torch.where((h > 0) & (h_1 > 0), torch.where(h_2 > 0, 3, 2), 1)
+        columns = (-h_eta).exp(), gain, phi_2, phi_3, r_0, r_1, r_0 + r_1, sigma, level, root, order, level == 0
+        return [Evaluation(sigmas[i], _Step(*step), level=i) for i, step in enumerate(by_step(*columns))]
 
     def _restart(self) -> None:
         self._history: list[Tensor] = []
@@ -137,7 +127,7 @@ class DPMPP3MSDEScheduler(BrownianScheduler):
         index = self._place(timestep)
         at = self._numbers_for(dtype)[index]
         x, step = sample.to(dtype), at.step
-        interval = (step.sigma, step.level) if step.draws else None
+        interval = (step.sigma, step.level) if self.config.eta and not step.is_last else None
         noise = self._increment(index, interval, sample, generator, variance_noise, noise_sampler)
         denoised = self._denoised(model_output.to(dtype), x, at)
         prev_sample = denoised

@@ -18,8 +18,7 @@ without a draw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -29,18 +28,18 @@ from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.ancestral import ancestral_step, check_noise_options
 from diffusers_ref.schedulers.brownian import BrownianScheduler, NoiseSampler
 from diffusers_ref.schedulers.exponential import level_of, time_of
-from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
+from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluation
 
 
 class _Step(NamedTuple):
-    ratio: Tensor | float = 0.0
-    decay: Tensor | float = 0.0
-    up: Tensor | float = 0.0
-    sigma: Tensor | float = 0.0  # of the noise's interval
-    level: Tensor | float = 0.0
-    is_euler: bool = False
-    is_second: bool = False
+    ratio: float
+    decay: float
+    up: float
+    sigma: float  # of the noise's interval
+    level: float
+    is_euler: bool
+    is_second: bool
 
 
 class DPMSolverSDEScheduler(BrownianScheduler):
@@ -89,23 +88,24 @@ class DPMSolverSDEScheduler(BrownianScheduler):
     def _evaluations(self, sigmas: Tensor) -> list[Evaluation]:
         plan: list[Evaluation] = []
         # σ_down is a difference of squares: crowsonkb's grids take it as the original rounds it, others exactly.
-        for i, (sigma, level) in enumerate(pairwise(sigmas.double() if self._schedule is None else sigmas)):
-            if level == 0:
-                plan.append(Evaluation(sigmas[i], _Step(is_euler=True), level=i))
-                continue
-            t, t_next = time_of(sigma), time_of(level)
-            s = t + (t_next - t) * self.config.r
-            plan.append(Evaluation(sigmas[i], self._way(t, s), level=i))
-            second = self._way(t, t_next)._replace(is_second=True)
-            plan.append(Evaluation(level_of(s).to(sigmas.dtype), second, begins=False))
+        times = time_of(sigmas.double() if self._schedule is None else sigmas)
+        t, t_next = times[:-1], times[1:]
+        s = t + (t_next - t) * self.config.r
+        inner = level_of(s).to(sigmas.dtype)
+        ways = zip(self._ways(t, s), self._ways(t, t_next), strict=True)
+        for i, (first, second) in enumerate(ways):
+            is_euler = bool(sigmas[i + 1] == 0)
+            plan.append(Evaluation(sigmas[i], _Step(*first, is_euler, is_second=False), level=i))
+            if not is_euler:
+                plan.append(Evaluation(inner[i], _Step(*second, is_euler, is_second=True), begins=False))
         return plan
 
-    def _way(self, t: Tensor, end: Tensor) -> _Step:
-        """One stage, from t; levels are read back from times, as k-diffusion does."""
+    def _ways(self, t: Tensor, end: Tensor) -> Iterator[tuple[float, ...]]:
+        """One stage of every step, from t; levels are read back from times, as k-diffusion does."""
         sigma, level = level_of(t), level_of(end)
         down, up = ancestral_step(sigma, level, self.config.eta)
         t_down = time_of(down)
-        return _Step(level_of(t_down) / sigma, (t - t_down).expm1(), up, sigma, level)
+        return by_step(level_of(t_down) / sigma, (t - t_down).expm1(), up, sigma, level)
 
     def _restart(self) -> None:
         self._base: Tensor | None = None

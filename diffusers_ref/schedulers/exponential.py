@@ -8,8 +8,8 @@
     first_order ...       DPM-Solver-1, -2 (algorithm 1) and -3 (algorithm 2)
 
 In x = x_0 + σ·n coordinates, DPM-Solver's α is 1, and a step with a constant ε is x_next = x − σ_next (e^h − 1) ε. The
-coefficients are arithmetic on () tensors, in the precision of the levels and in the order of k-diffusion's `DPMSolver`;
-they become numbers once.
+coefficients are arithmetic on tensors, in the precision of the levels and in the order of k-diffusion; they become
+numbers once.
 """
 
 from __future__ import annotations
@@ -29,13 +29,18 @@ THIRD, TWO_THIRDS = 1 / 3, 2 / 3
 
 
 def time_of(sigma: Tensor) -> Tensor:
-    """() t = −log σ; infinite for σ = 0."""
+    """t = −log σ, shaped like σ; infinite for σ = 0."""
     return sigma.log().neg()
 
 
 def level_of(time: Tensor) -> Tensor:
-    """() σ = exp(−t)."""
+    """σ = exp(−t), shaped like t."""
     return time.neg().exp()
+
+
+def lengths_before(h: Tensor, count: int) -> Tensor:
+    """(n,) from the lengths of n steps: that of the step `count` before each; 0 where there is none."""
+    return torch.cat([h.new_zeros(count), h])[: len(h)]
 
 
 def ends_of(config: Mapping[str, Any], table: Tensor) -> tuple[float, float]:

@@ -56,7 +56,7 @@ class KarrasVeScheduler(PreconditionedScheduler):
         state_dtype: str | None = None,
     ) -> None:
         self._preconditioner = ScorePreconditioner()
-        self._prepare(state_dtype, float(sigma_min), float(sigma_max))
+        self._prepare(state_dtype, sigma_min, sigma_max)
 
     def set_timesteps(
         self,
@@ -84,8 +84,7 @@ class KarrasVeScheduler(PreconditionedScheduler):
 
     def _denoised(self, model_output: Tensor, x: Tensor, index: int) -> Tensor:
         work = self._work_dtype(model_output, x)
-        sigma = self._scalings(work)[index][1]
-        return self.precondition_outputs(x.to(work), model_output.to(work), sigma)
+        return self.precondition_outputs(x.to(work), model_output.to(work), self._evaluations[index].sigma)
 
     def precondition_inputs(self, sample: Tensor, sigma: Number) -> Tensor:
         """The network's input at any σ: x/2 + 1/2."""

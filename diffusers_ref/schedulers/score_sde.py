@@ -19,7 +19,7 @@ draws: one draw in every evaluation, also in the last one and where the probabil
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from enum import Enum
 from typing import Any, NamedTuple, Protocol
 
@@ -106,14 +106,14 @@ class ScoreSdeScheduler(SchedulerMixin):
         corrector: str,
         probability_flow: bool,
         correct_steps: int,
-        crashes: Mapping[Enum, str],
+        crashes: Collection[Enum] = (),
     ) -> None:
-        """Check the options; `crashes` says of a predictor or corrector what the original does with it."""
+        """Check the options; crashes: the predictors and correctors that the original cannot run with this SDE."""
         self._predictor = choose(Predictor, "predictor", predictor)
         self._corrector = choose(Corrector, "corrector", corrector)
         for option, value in (("predictor", self._predictor), ("corrector", self._corrector)):
             if value in crashes:
-                raise ConfigError(f"{option}={value.value!r} is not allowed here: the original {crashes[value]}")
+                raise ConfigError(f"{option}={value.value!r} is not allowed here: the original {_CRASHES[value]}")
         if isinstance(correct_steps, bool) or not isinstance(correct_steps, int) or correct_steps < 0:
             raise ConfigError(f"correct_steps={correct_steps!r} is not allowed; it must be an integer of at least 0")
         if self._corrector is Corrector.NONE and correct_steps > 1:
@@ -123,7 +123,7 @@ class ScoreSdeScheduler(SchedulerMixin):
         self.order = self._correct_steps + self._predicts
         if self.order == 0:
             raise ConfigError("predictor='none' without a corrector evaluates no network: choose at least one of them")
-        if probability_flow and self._predictor in _NO_PROBABILITY_FLOW:
+        if probability_flow and self._predictor is not Predictor.REVERSE_DIFFUSION:
             raise ConfigError(
                 f"probability_flow=True is not allowed with predictor={predictor!r}: "
                 f"{_NO_PROBABILITY_FLOW[self._predictor]}; take predictor='reverse_diffusion'"
@@ -318,4 +318,10 @@ _NO_PROBABILITY_FLOW = {
     Predictor.NONE: "there is no predictor that it could change",
     Predictor.EULER_MARUYAMA: "the original raises TypeError ('float' object is not subscriptable)",
     Predictor.ANCESTRAL_SAMPLING: "the original refuses it with an AssertionError",
+}
+_NO_ALPHAS = "raises AttributeError ('subVPSDE' object has no attribute 'alphas')"
+_CRASHES: dict[Enum, str] = {
+    Predictor.ANCESTRAL_SAMPLING: "raises NotImplementedError (SDE class subVPSDE not yet supported)",
+    Corrector.LANGEVIN: _NO_ALPHAS,
+    Corrector.ALD: _NO_ALPHAS,
 }

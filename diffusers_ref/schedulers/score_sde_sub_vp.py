@@ -6,7 +6,6 @@ Notation as in `score_sde` and `score_sde_vp`. The network returns F, and the sc
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import NamedTuple
 
 import torch
@@ -63,7 +62,8 @@ class ScoreSdeSubVpScheduler(ScoreSdeScheduler):
         probability_flow: bool = False,
         noise_removal: bool = True,
     ) -> None:
-        self._choose(predictor, corrector, probability_flow, correct_steps=1, crashes=_CRASHES)
+        crashes = (Predictor.ANCESTRAL_SAMPLING, Corrector.LANGEVIN, Corrector.ALD)
+        self._choose(predictor, corrector, probability_flow, correct_steps=1, crashes=crashes)
         check_betas(beta_min, beta_max)
 
     # --- the SDE -----------------------------------------------------------------------------------------------------
@@ -97,11 +97,3 @@ class ScoreSdeSubVpScheduler(ScoreSdeScheduler):
         diffusion = diffusion * torch.sqrt(torch.tensor(step, dtype=t.dtype))
         noise = torch.zeros_like(t) if self.config.probability_flow else diffusion
         return rows(_ReverseDiffusion, drift, step, diffusion**2 * self._score_weight, noise)
-
-
-_NO_ALPHAS = "raises AttributeError ('subVPSDE' object has no attribute 'alphas')"
-_CRASHES: dict[Enum, str] = {
-    Predictor.ANCESTRAL_SAMPLING: "raises NotImplementedError (SDE class subVPSDE not yet supported)",
-    Corrector.LANGEVIN: _NO_ALPHAS,
-    Corrector.ALD: _NO_ALPHAS,
-}

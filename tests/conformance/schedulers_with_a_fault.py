@@ -281,6 +281,21 @@ class AnyEta(DDIMScheduler):
         return super().step(model_output, timestep, sample, abs(eta), **options)
 
 
+class AgainstTheClassifier(DDIMScheduler):
+    def step(self, *args: Any, classifier_gradient: Any = None, **options: Any) -> Any:
+        gradient = None if classifier_gradient is None else -classifier_gradient
+        return super().step(*args, classifier_gradient=gradient, **options)
+
+
+class AnyGradient(DDPMScheduler):
+    def step(
+        self, model_output: Any, timestep: Any, sample: Any, classifier_gradient: Any = None, **options: Any
+    ) -> Any:
+        if classifier_gradient is not None:
+            options["classifier_gradient"] = torch.as_tensor(classifier_gradient).expand_as(sample)
+        return super().step(model_output, timestep, sample, **options)
+
+
 FAULTS: dict[str, tuple[type, str]] = {
     "noise_is_added_linearly": (LouderNoise, "no published process"),
     "noise_is_added_per_sample": (OneTimestepForAll, "the batch"),
@@ -300,6 +315,8 @@ FAULTS: dict[str, tuple[type, str]] = {
     "prediction_types_agree": (WrongVelocity, "'v_prediction'"),
     "reported_x0_is_the_belief": (OtherReport, "the reported x_0"),
     "limits_hold_in_the_result": (BeyondTheLimit, "the result"),
+    "gradients_move_the_mean_or_epsilon": (AgainstTheClassifier, "the guided sample"),
+    "unusable_gradients_are_refused": (AnyGradient, "that is a number is accepted"),
     "error_falls_with_the_steps": (Stagnating, "the error falls from"),
     "evaluations_are_those_of_the_method": (MidpointsElsewhere, "99, 75, 75, 49, 49 instead of 99, 74, 74, 49, 49"),
     "outputs_combine_as_the_equations_say": (LouderHistory, "the sample: "),

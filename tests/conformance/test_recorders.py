@@ -271,8 +271,9 @@ def test_a_selection_that_matches_nothing_is_refused(recorder: ModuleType, check
 
 
 def test_an_unknown_system_is_refused() -> None:
-    with pytest.raises(ConformanceError, match="no recorder for 'toy'; known systems: ddim, ddpm, improved-diffusion"):
+    with pytest.raises(ConformanceError, match="no recorder for 'toy'; known systems: ") as refusal:
         load_recorder("toy")
+    assert ", ".join(RECORDERS) in str(refusal.value)
 
 
 def test_an_interrupted_recording_leaves_no_fixture(

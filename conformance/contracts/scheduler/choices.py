@@ -6,6 +6,7 @@ import inspect
 import math
 import random
 import re
+from collections import Counter
 from collections.abc import Iterator
 from itertools import chain, combinations
 from typing import Any
@@ -15,8 +16,8 @@ import torch
 from conformance.contracts.contract import Contract, Given
 from conformance.contracts.result import NotApplicable, Violation
 from conformance.contracts.scheduler.cover import Config, Pair, pairs_of, pairwise
-from conformance.contracts.scheduler.driver import SchedulerUnderTest
-from conformance.contracts.scheduler.options import contradicts, defaults, parameters
+from conformance.contracts.scheduler.driver import SchedulerUnderTest, generators
+from conformance.contracts.scheduler.options import INHERITED, contradicts, defaults, parameters
 from conformance.contracts.scheduler.probes import every_option, meaningless
 from conformance.contracts.scheduler.support import REFUSALS, STEPS, full_run, noise, require_runs
 
@@ -25,14 +26,23 @@ COUNTS = (2, 3, 4, STEPS)
 """Numbers of steps of runs with a few options."""
 
 
-MORE = 150
-"""Further combinations that are tried before an option is called silent."""
+WILD = 150
+"""Combinations of all options by chance that are tried before an option is called silent."""
+
+MOST = 600
+"""Combinations in which an option has no effect, after which it is called silent."""
+
+REFUSED = 40
+"""Combinations in which every value but the first is refused, after which an option counts as one without another."""
 
 COMPANIONS = 12
 """Tries to find a combination with a pair of values that is not refused."""
 
 SHOWN = 4
 """Findings that a report lists; the rest is counted."""
+
+ANY = frozenset({"at", "use", "type", "max", "min", "to", "from"})
+"""Words in names of options that do not tell what they are about."""
 
 UNKNOWN = "no-such-value"
 
@@ -59,12 +69,13 @@ def option_pairs_run_or_are_refused(subject: SchedulerUnderTest, given: Given) -
 
 
 def options_have_an_effect(subject: SchedulerUnderTest, given: Given) -> None:
-    """An option that is accepted changes something: the timesteps, the first noise or the result, in at least one
-    combination with other options. (Else it is silently ignored.)"""
+    """An option that is accepted changes something: the timesteps, the first noise, the result or what is drawn, in at
+    least one combination with other options. (Else it is silently ignored.)"""
     require_runs(subject)
     silent = []
+    unused = NOT_IN_STEPS.union(*(INHERITED.get(base.__name__, ()) for base in subject.cls.__mro__))
     for name, values in {**subject.options, **_numbers(subject)}.items():
-        if name not in NOT_IN_STEPS and not (
+        if name not in unused and not (
             _has_effect(subject, name, values)
             or _is_default_count(subject, name, values)
             or _is_training_count(subject, name, values)
@@ -199,17 +210,50 @@ def _numbers(subject: SchedulerUnderTest) -> dict[str, tuple[Any, ...]]:
 
 
 def _has_effect(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...]) -> bool:
-    moved = {other: pair[1] for other, pair in _numbers(subject).items() if other != name}
-    rows = [*every_option(subject), *combinations_of(subject)]
-    compared = False
-    for context in (context for row in chain(rows, _more(subject)) for context in (row, {**row, **moved})):
+    compared = refused = 0
+    for context in _contexts(subject, name, values):
         plain = _fingerprint(subject, {**context, name: values[0]})
-        for value in values[1:] if plain is not None else ():
-            other = _fingerprint(subject, {**context, name: value})
-            compared = compared or other is not None
-            if other is not None and other != plain:
-                return True
+        if plain is None:
+            continue
+        others = [_fingerprint(subject, {**context, name: value}) for value in values[1:]]
+        if any(other not in (None, plain) for other in others):
+            return True
+        compared += any(other is not None for other in others)
+        refused += all(other is None for other in others)
+        if compared == MOST or (refused == REFUSED and not compared):
+            break
     return not compared  # a class that refuses every other value ignores nothing
+
+
+def _contexts(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...]) -> Iterator[Config]:
+    """Combinations of other options in which an option may have an effect, the likely ones first."""
+    related = _related(subject, name, values)
+    (none, *others) = every_option(subject, skip=(name,))
+    others.sort(key=lambda single: -related[next(iter(single))])
+    near = [single for single in others if related[next(iter(single))]]
+    yield from (none, *others)
+    yield from (first | second for first in near for second in others if first.keys() != second.keys())
+    moved = {other: pair[1] for other, pair in _numbers(subject).items() if other != name}
+    source = random.Random(0)
+    wild = ({other: source.choice(tried) for other, tried in subject.options.items()} for _ in range(WILD))
+    pairs = (first | second for first, second in combinations(others, 2) if first.keys() != second.keys())
+    for context in chain((none, *others), combinations_of(subject), wild, pairs):
+        yield context
+        yield {**context, **moved}
+
+
+def _related(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...]) -> Counter[str]:
+    """How much other options have to do with one, by their names: words that they share, and mention in a refusal."""
+    related: Counter[str] = Counter()
+    for other in subject.options.keys() - {name}:
+        words, others = ([word for word in option.split("_") if word not in ANY] for option in (name, other))
+        related[other] = sum(a.startswith(b) or b.startswith(a) for a in words for b in others)
+    for value in values[1:]:
+        try:
+            subject.make(**{name: value})
+        except Exception as refusal:  # noqa: BLE001 - only its words matter
+            related.update(re.findall(r"\w+", str(refusal)))
+    return related
 
 
 def _is_default_count(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...]) -> bool:
@@ -227,23 +271,13 @@ def _is_default_count(subject: SchedulerUnderTest, name: str, values: tuple[Any,
 
 def _is_training_count(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...]) -> bool:
     """Whether the option is the number of levels that a class without betas lists for training, before
-    `set_timesteps`."""
+    `set_timesteps`: one more for each that is asked for, and from the first level to the last."""
     if name != "num_train_timesteps" or "beta_schedule" in defaults(subject.cls):
         return False
-    schedulers = [subject.make(**{name: value}) for value in values]
-    return len({len(torch.as_tensor(scheduler.timesteps)) for scheduler in schedulers}) == len(values)
-
-
-def _more(subject: SchedulerUnderTest) -> Iterator[Config]:
-    """Further combinations, for an option that needs two others to matter; always the same ones.
-
-    First wild ones; then every two values of other options alone, as classes with many options refuse most wild ones.
-    """
-    source = random.Random(0)
-    for _ in range(MORE):
-        yield {name: source.choice(values) for name, values in subject.options.items()}
-    moved = [(name, value) for name, values in subject.options.items() for value in values[1:]]
-    yield from (dict(pair) for pair in combinations(moved, 2) if pair[0][0] != pair[1][0])
+    lists = [torch.as_tensor(subject.make(**{name: value}).timesteps) for value in values]
+    more = {len(times) - value for times, value in zip(lists, values, strict=True)}
+    ends = {(float(times[0]), float(times[-1])) for times in lists}
+    return more <= {0, 1} and len(more) == len(ends) == 1
 
 
 def _prepared(subject: SchedulerUnderTest, config: Config) -> Any:
@@ -256,6 +290,8 @@ def _prepared(subject: SchedulerUnderTest, config: Config) -> Any:
 
 def _fingerprint(subject: SchedulerUnderTest, config: Config) -> tuple[Any, ...] | None:
     """What a configuration does, to be compared with what another does; None where it does not run."""
+    own = {**defaults(subject.cls), **subject.base}
+    config = {name: value for name, value in config.items() if name not in own or own[name] != value}
     key = f"fingerprint {sorted(config.items(), key=str)}"
     if key not in subject.measured:
         subject.measured[key] = _observe(subject, config)
@@ -270,14 +306,16 @@ def _observe(subject: SchedulerUnderTest, config: Config) -> tuple[Any, ...] | N
         x = noise(1, SHAPE) * 3.0
         if hasattr(scheduler, "scale_model_input"):
             x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
-        run = full_run(subject, scheduler, 0, x)
+        generator = generators(0)
+        run = full_run(subject, scheduler, 0, x, generator=generator)
     except Exception:  # noqa: BLE001 - what goes wrong is another contract's finding
         return None
+    next_draw = torch.rand((), generator=generator).item()
     times = tuple(torch.as_tensor(scheduler.timesteps).tolist())
     told = getattr(scheduler, "network_timestep", lambda t: t)(scheduler.timesteps[0])
     shapes = tuple(tuple(output.shape) for output in run.outputs)
     numbers = tuple(tuple(sample.flatten().tolist()) for sample in run.samples)
-    return times, float(told), float(getattr(scheduler, "init_noise_sigma", 1.0)), shapes, numbers
+    return times, float(told), float(getattr(scheduler, "init_noise_sigma", 1.0)), shapes, numbers, next_draw
 
 
 CONTRACTS = (

@@ -113,7 +113,7 @@ def inputs_have_unit_variance(subject: SchedulerUnderTest, given: Given) -> None
     """scale_model_input multiplies by one number: 1 where a² + b² = 1 or a + b = 1, and where a = 1 that which gives
     data of variance 1 (or of the option `sigma_data`) plus noise the variance 1.
 
-    Around a network of another preconditioning than EDM's, the one of `precondition_inputs`."""
+    A class with a choice of preconditionings scales as EDM (arXiv 2206.00364), table 1 says for each."""
     require_runs(subject)
     if not hasattr(subject.cls, "scale_model_input"):
         raise NotApplicable(f"{subject.name} has no scale_model_input")
@@ -125,8 +125,9 @@ def inputs_have_unit_variance(subject: SchedulerUnderTest, given: Given) -> None
             x = noise(k, dtype=torch.float64)
             factor = 1 / math.hypot(data, grid.levels[k][1]) if exploding else 1.0
             t = scheduler.timesteps[k]
-            if scheduler.config.get("preconditioning", "edm") != "edm":
-                factor = scheduler.precondition_inputs(torch.ones_like(x), grid.levels[k][1])
+            if kind := scheduler.config.get("preconditioning"):
+                a, b = grid.levels[k]
+                factor = 1 / a if kind == "ve" else 1 / math.hypot(a * (data if kind == "edm" else 1.0), b)
             found = copy.deepcopy(scheduler).scale_model_input(x, t)
             require_close(found, factor * x, f"the network's input at {float(t):g}", bound=ROUNDINGS, step=k)
 

@@ -226,7 +226,7 @@ def explicit_sigmas_are_honoured(subject: SchedulerUnderTest, given: Given) -> N
     require_runs(subject)
     default = subject.prepared(STEPS)
     whole = default.sigmas.tolist()
-    sigmas = whole[: len(default.timesteps)]
+    sigmas = whole[: min(len(default.timesteps), len(whole) - 1)]  # a step may take several evaluations
     given.note("sigmas", sigmas)
     explicit = _with_list(subject, {}, sigmas=sigmas)
     end = []

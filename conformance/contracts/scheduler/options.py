@@ -93,7 +93,7 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "EDMEulerScheduler": {"initial_scale": ("published", "first_sigma")},
     "EDMHeunScheduler": {"preconditioning": ("edm", "vp", "ve", "iddpm")},
-    "KarrasVeScheduler": {"s_min": (0.05, 5.0), "s_max": (50.0, 5.0)},
+    "KarrasVeScheduler": {"s_churn": (80.0, 1.0, 0.0), "s_min": (0.05, 5.0), "s_max": (50.0, 5.0)},
     "EulerAncestralDiscreteScheduler": LEVEL_GRIDS,
     "EulerDiscreteScheduler": LEVEL_GRIDS,
     "HeunDiscreteScheduler": LEVEL_GRIDS,
@@ -125,6 +125,9 @@ VELOCITIES = frozenset({"IPNDMScheduler"})
 
 SCORES = frozenset({"ScoreSdeVeScheduler"})
 """Classes whose network returns the score, the gradient of log p: -noise / b in x = a·x_0 + b·noise."""
+
+INHERITED = {"LCMScheduler": frozenset({"set_alpha_to_one", "steps_offset", "timestep_spacing"})}
+"""Options that a class takes only because its published files have them, from the scheduler of the teacher."""
 
 EXCLUSIVE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
 """At most one of these can be on."""

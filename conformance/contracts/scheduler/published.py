@@ -39,6 +39,8 @@ _FLOW: dict[str, Any] = {
     "time_shift_type": "exponential",
 }
 
+_VP_SDE: dict[str, Any] = {"num_train_timesteps": 2000, "beta_min": 0.1, "beta_max": 20.0, "sampling_eps": 1e-3}
+
 CONSTRUCTOR: dict[str, dict[str, Any]] = {
     "CMStochasticIterativeScheduler": {
         "num_train_timesteps": 40,
@@ -48,6 +50,24 @@ CONSTRUCTOR: dict[str, dict[str, Any]] = {
         "s_noise": 1.0,
         "rho": 7.0,
         "clip_denoised": True,
+    },
+    "EDMEulerScheduler": {
+        "sigma_min": 0.002,
+        "sigma_max": 80.0,
+        "sigma_data": 0.5,
+        "sigma_schedule": "karras",
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "rho": 7.0,
+        "final_sigmas_type": "zero",
+    },
+    "KarrasVeScheduler": {
+        "sigma_min": 0.02,
+        "sigma_max": 100.0,
+        "s_noise": 1.007,
+        "s_churn": 80.0,
+        "s_min": 0.05,
+        "s_max": 50.0,
     },
     "FlowMatchEulerDiscreteScheduler": {**_FLOW, "invert_sigmas": False, "stochastic_sampling": False},
     "FlowMatchHeunDiscreteScheduler": {"num_train_timesteps": 1000, "shift": 1.0},
@@ -65,17 +85,38 @@ CONSTRUCTOR: dict[str, dict[str, Any]] = {
     "DDPMScheduler": {**_CHAIN, **_LIMITS, "variance_type": "fixed_small"},
     "DDIMScheduler": {**_CHAIN, **_LIMITS, "set_alpha_to_one": True},
     "PNDMScheduler": {**_CHAIN, "skip_prk_steps": False, "set_alpha_to_one": False},
+    "ScoreSdeVeScheduler": {
+        "num_train_timesteps": 2000,
+        "snr": 0.15,
+        "sigma_min": 0.01,
+        "sigma_max": 1348.0,
+        "sampling_eps": 1e-5,
+        "correct_steps": 1,
+    },
+    "ScoreSdeVpScheduler": _VP_SDE,
+    "ScoreSdeSubVpScheduler": {
+        **_VP_SDE,
+        "predictor": "euler_maruyama",
+        "corrector": "none",
+        "probability_flow": False,
+        "noise_removal": True,
+    },
 }
 """Class -> option of the constructor -> default."""
 
 STEP: dict[str, dict[str, Any]] = {
     "CMStochasticIterativeScheduler": {"generator": None, "return_dict": True},
+    "EDMEulerScheduler": {"generator": None, "return_dict": True, "pred_original_sample": None},
+    "KarrasVeScheduler": {"return_dict": True},
     "FlowMatchEulerDiscreteScheduler": {"generator": None, "return_dict": True},
     "FlowMatchHeunDiscreteScheduler": {"generator": None, "return_dict": True},
     "LCMScheduler": {"generator": None, "return_dict": True},
     "DDPMScheduler": {"generator": None, "return_dict": True},
     "DDIMScheduler": {"eta": 0.0, "generator": None, "variance_noise": None, "return_dict": True},
     "PNDMScheduler": {"return_dict": True},
+    "ScoreSdeVeScheduler": {"generator": None, "return_dict": True},
+    "ScoreSdeVpScheduler": {"generator": None, "return_dict": True},
+    "ScoreSdeSubVpScheduler": {"generator": None, "return_dict": True},
 }
 """Class -> argument of step -> default."""
 

@@ -24,6 +24,7 @@ from conformance.contracts.scheduler.support import (
     record,
     require_runs,
     sample_of,
+    single_options,
     some_config,
     some_step_options,
 )
@@ -54,6 +55,29 @@ def _require_like(found: torch.Tensor, x: torch.Tensor, what: str, step: int | N
     for name in ("shape", "dtype", "device"):
         if getattr(found, name) != getattr(x, name):
             raise Violation(f"{what} has the {name} {getattr(found, name)} instead of {getattr(x, name)}", step=step)
+
+
+def timesteps_lie_on_the_device(subject: SchedulerUnderTest, given: Given) -> None:
+    """`set_timesteps(n, device=…)` puts `timesteps` on that device; so it is with each option.
+
+    The device is torch's "meta", which every machine has; a class that reads its list there cannot be asked.
+    """
+    require_runs(subject)
+    if not subject.takes("set_timesteps", "device"):
+        raise NotApplicable(f"set_timesteps of {subject.name} takes no device")
+    asked = 0
+    for config in single_options(subject):
+        given.note("options", config)
+        scheduler = subject.make(**config)
+        try:
+            scheduler.set_timesteps(STEPS, device="meta")
+        except (RuntimeError, NotImplementedError):  # how torch says that there are no numbers
+            continue
+        asked += 1
+        if scheduler.timesteps.device.type != "meta":
+            raise Violation(f"timesteps that were asked for on the device meta are on {scheduler.timesteps.device}")
+    if not asked:
+        raise NotApplicable("set_timesteps reads numbers from the device")
 
 
 def inputs_are_left_alone(subject: SchedulerUnderTest, given: Given) -> None:
@@ -266,6 +290,7 @@ def _require_seedable(subject: SchedulerUnderTest, config: dict[str, Any], optio
 
 CONTRACTS = (
     Contract(shape_dtype_and_device_are_kept, examples=10),
+    Contract(timesteps_lie_on_the_device),
     Contract(inputs_are_left_alone, examples=6),
     Contract(batch_equals_singles, examples=10),
     Contract(permuting_the_batch_permutes_the_result, examples=6),
