@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import register_to_config
@@ -28,9 +27,9 @@ from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluati
 
 
 class _Step(NamedTuple):
-    churn: Tensor | float
     dt: Tensor | float  # t_{i+1} − t̂_i
     is_first: bool
+    churn: Tensor | float = 0.0
 
 
 class HeunDiscreteScheduler(ChurnedScheduler):
@@ -77,9 +76,9 @@ class HeunDiscreteScheduler(ChurnedScheduler):
         for i, (sigma_hat, churn) in enumerate(self._churned(sigmas)):
             sigma_next = sigmas[i + 1]
             dt = sigma_next - sigma_hat
-            evaluations.append(Evaluation(sigma_hat, _Step(churn, dt, is_first=True), level=i))
+            evaluations.append(Evaluation(sigma_hat, _Step(dt, is_first=True, churn=churn), level=i))
             if sigma_next > 0:
-                second = _Step(torch.zeros_like(churn), dt, is_first=False)
+                second = _Step(dt, is_first=False)
                 evaluations.append(Evaluation(sigma_next, second, level=i + 1, begins=False))
         return evaluations
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import register_to_config
@@ -29,9 +28,9 @@ from diffusers_ref.schedulers.sigma_scheduler import SIGMA_CONVENTIONS, Evaluati
 
 
 class _Step(NamedTuple):
-    churn: Tensor | float
     dt: Tensor | float  # from σ̂_i, to σ_mid in the first evaluation and to σ_{i+1} in the second
     is_first: bool
+    churn: Tensor | float = 0.0
 
 
 class KDPM2DiscreteScheduler(ChurnedScheduler):
@@ -77,11 +76,11 @@ class KDPM2DiscreteScheduler(ChurnedScheduler):
             sigma_next = sigmas[i + 1]
             whole = sigma_next - sigma_hat
             if sigma_next == 0:
-                evaluations.append(Evaluation(sigma_hat, _Step(churn, whole, is_first=True), level=i))
+                evaluations.append(Evaluation(sigma_hat, _Step(whole, is_first=True, churn=churn), level=i))
                 continue
             sigma_mid = sigma_hat.log().lerp(sigma_next.log(), 0.5).exp()
-            evaluations.append(Evaluation(sigma_hat, _Step(churn, sigma_mid - sigma_hat, is_first=True), level=i))
-            second = _Step(torch.zeros_like(churn), whole, is_first=False)
+            evaluations.append(Evaluation(sigma_hat, _Step(sigma_mid - sigma_hat, is_first=True, churn=churn), level=i))
+            second = _Step(whole, is_first=False)
             evaluations.append(Evaluation(sigma_mid, second, begins=False))
         return evaluations
 

@@ -56,6 +56,7 @@ def run(made, x, begin: int = 0, **options):
 @pytest.mark.parametrize(
     ("config", "request_"),
     [
+        (SD3, {"num_inference_steps": 6}),
         (SD3, {"sigmas": np.linspace(1, 1 / 6, 6)}),
         (FLUX, {"sigmas": np.linspace(1, 1 / 6, 6), "mu": 0.9}),
         (FLUX, {"num_inference_steps": 7, "mu": 1.15}),
@@ -80,32 +81,36 @@ def test_published_options_mean_what_they_mean_in_diffusers(config, request_):
     torch.testing.assert_close(*results, rtol=0, atol=3e-7)
 
 
-def test_heun_is_that_of_diffusers_where_nothing_is_shifted():
-    ours, theirs = FlowMatchHeunDiscreteScheduler(), diffusers.FlowMatchHeunDiscreteScheduler()
-    for made in (ours, theirs):
-        made.set_timesteps(5)
+def test_heun_is_that_of_diffusers():
+    for config in ({}, SD3):
+        ours, theirs = FlowMatchHeunDiscreteScheduler(**config), diffusers.FlowMatchHeunDiscreteScheduler(**config)
+        for made in (ours, theirs):
+            made.set_timesteps(5)
 
-    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
-    # It divides a difference by sigma, down to 0.001.
-    torch.testing.assert_close(run(ours, start()), run(theirs, start()), rtol=0, atol=1e-4)
-
-
-def test_a_shift_is_applied_once():
-    made = euler(3, shift=3.0)
-
-    u = torch.tensor([1.0, 0.5005, 0.001])
-    torch.testing.assert_close(made.sigmas[:-1], 3 * u / (1 + 2 * u), rtol=1e-6, atol=0)
+        assert ours.timesteps.tolist() == theirs.timesteps.tolist()
+        # It divides a difference by sigma, down to 0.001.
+        torch.testing.assert_close(run(ours, start()), run(theirs, start()), rtol=0, atol=1e-4)
 
 
-def test_the_level_of_training_is_shifted_twice_as_sd35_does_it():
-    assert euler(3, shift=3.0, flow_grid="sd3.5").sigmas[2].item() == pytest.approx(0.008928571, rel=1e-6)
+def test_the_last_level_of_training_is_shifted_twice_as_sd35_does_it():
+    grids = [euler(3, **SD3, flow_grid=grid).sigmas for grid in ("published", "sd3.5")]
+
+    # 0.001 becomes 0.0029940, then 0.0089286.
+    assert grids[0].tolist() == pytest.approx([1, 0.7511211, 1 / 112, 0], rel=1e-6)
+    torch.testing.assert_close(*grids, rtol=3e-7, atol=0)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_a_terminal_level_is_reached_unless_there_is_only_the_first(steps):
-    levels = euler(steps, shift_terminal=0.1).sigmas
+def test_a_grid_that_is_shifted_once_has_all_levels_of_training():
+    made = FlowMatchEulerDiscreteScheduler(**SD3, flow_grid="shifted_once")
+    training = made.sigmas
+    made.set_timesteps(1000)
 
-    assert levels.tolist() == pytest.approx([1, 0] if steps == 1 else [1, 0.1, 0])
+    torch.testing.assert_close(made.sigmas[:-1], training, rtol=1e-6, atol=0)
+
+
+def test_a_terminal_level_is_reached_unless_there_is_only_the_first():
+    assert euler(1, shift_terminal=0.1).sigmas.tolist() == [1, 0]
+    assert euler(2, shift_terminal=0.1).sigmas.tolist() == pytest.approx([1, 0.1, 0])
 
 
 def test_explicit_timesteps_are_not_shifted():
@@ -130,7 +135,8 @@ def test_another_shift_is_for_the_next_list():
     made.set_timesteps(4)
 
     assert made.shift == 7.0
-    assert made.sigmas.tolist() == euler(4, shift=7.0).sigmas.tolist()
+    # The ends are those of the training that the option `shift` says.
+    assert made.sigmas.tolist() == euler(4, shift=7.0, flow_grid="shifted_once").sigmas.tolist()
 
 
 # --- what the network is told -----------------------------------------------------------------------------------------

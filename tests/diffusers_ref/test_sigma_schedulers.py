@@ -206,6 +206,12 @@ def test_a_start_between_two_evaluations_of_a_step_is_refused(name: str) -> None
         scheduler.set_begin_index(3)
 
 
+def test_the_second_evaluation_of_a_step_is_given_the_time_of_the_next() -> None:
+    scheduler = make(HEUN)
+    scheduler.set_timesteps(3)
+    assert scheduler.timesteps.tolist() == [999.0, 499.5, 499.5, 0.0, 0.0]
+
+
 def test_of_equal_timesteps_the_first_is_where_sampling_begins() -> None:
     scheduler = make(EULER, sigma_schedule="vp", quantize=True)  # Levels above those of training share time 999.
     scheduler.set_timesteps(4, device="cpu")

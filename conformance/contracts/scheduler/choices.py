@@ -231,9 +231,10 @@ def _contexts(subject: SchedulerUnderTest, name: str, values: tuple[Any, ...]) -
     (none, *others) = every_option(subject, skip=(name,))
     others.sort(key=lambda single: -related[next(iter(single))])
     near = [single for single in others if related[next(iter(single))]]
-    yield from (none, *others)
-    yield from (first | second for first in near for second in others if first.keys() != second.keys())
     moved = {other: pair[1] for other, pair in _numbers(subject).items() if other != name}
+    yield from (none, *others)
+    yield from ({**single, **moved} for single in (none, *near))
+    yield from (first | second for first in near for second in others if first.keys() != second.keys())
     source = random.Random(0)
     wild = ({other: source.choice(tried) for other, tried in subject.options.items()} for _ in range(WILD))
     pairs = (first | second for first, second in combinations(others, 2) if first.keys() != second.keys())
