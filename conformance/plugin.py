@@ -39,6 +39,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--expectations", default=None, help="TOML file of known divergences, each with a reason")
     group.addoption("--case", action="append", default=[], dest="conformance_cases", metavar="PATTERN",
                     help="only fixtures that match, such as ddim or 'ddim/*quad*' (repeatable)")  # fmt: skip
+    group.addoption("--contract-examples", type=float, default=1.0, metavar="SHARE",
+                    help="how many of its examples each contract tries: 1 (default) all, as `conformance check` does")  # fmt: skip
     group.addoption("--conformance-json", default=None, metavar="FILE", help="write the results as JSON")
     group.addoption("--conformance-table", action="store_true", help="print every case in the summary")
 

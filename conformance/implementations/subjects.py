@@ -42,7 +42,8 @@ PIPELINES: dict[str, tuple[str, dict[str, Any]]] = {
     # types.
     "ScoreSdeVePipeline": ("ScoreSdeVeScheduler", {**SHORT, "sigma_max": 5.0}),
     "ScoreSdeVpPipeline": ("ScoreSdeVpScheduler", SHORT),
-    "KarrasVePipeline": ("KarrasVeScheduler", {}),
+    # Of its samplers the one whose network is given a multiple of the sample, as contracts have it.
+    "KarrasVePipeline": ("EDMHeunScheduler", {"sigma_max": 5.0}),
 }
 """Pipeline -> its scheduler, and the options of that."""
 
@@ -73,6 +74,10 @@ def image_subjects(library: Any) -> Subjects:
         made.set_progress_bar_config(disable=True)
         return made
 
-    pipelines = {name: partial(pipeline, name) for name in sorted(PIPELINES) if hasattr(library, name)}
+    pipelines = {
+        name: partial(pipeline, name)
+        for name, (scheduler, _) in sorted(PIPELINES.items())
+        if hasattr(library, name) and hasattr(library, scheduler)
+    }
     networks = {name: partial(network, name, config) for name, config in NETWORKS.items() if hasattr(library, name)}
     return {**networks, **pipelines}

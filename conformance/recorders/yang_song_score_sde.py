@@ -247,8 +247,14 @@ def sampler_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
 
 def ode_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """The probability flow ODE: in float32 with a tolerance above its noise, and in float64 with small ones."""
-    yield _ode_case(code, "VPSDE", "vp", {**VP, "N": 1000}, tolerance=0.1)
-    yield _ode_case(code, "VESDE", "ve", {**VE, "N": 50}, tolerance=1e-3, denoise=True, wide=True)
+    case, tiny = partial(_ode_case, code), (1, 2, 1, 2)
+    yield case("VPSDE", "vp", {**VP, "N": 1000}, rtol=0.1)
+    yield case("VPSDE", "vp", {**MILD, "N": 20}, rtol=0.2, denoise=True, shape=tiny)
+    yield case("VPSDE", "vp", {}, rtol=1e-5, wide=True, shape=tiny)
+    yield case("VESDE", "ve", {**VE, "N": 50}, rtol=1e-3, denoise=True, wide=True)
+    yield case("VESDE", "ve", {}, rtol=1e-3, atol=1e-2, wide=True, shape=tiny)
+    yield case("subVPSDE", "sub_vp", {"beta_max": 12.0, "N": 40}, rtol=1e-3, atol=0.01, eps=0.01, denoise=True,
+               wide=True, shape=tiny)  # fmt: skip
 
 
 def _ode_case(
@@ -256,28 +262,35 @@ def _ode_case(
     sde: str,
     name: str,
     sde_options: dict[str, Any],
-    tolerance: float,
+    rtol: float,
+    atol: float | None = None,
+    eps: float | None = None,
     denoise: bool = False,
     wide: bool = False,
+    shape: tuple[int, ...] = (2, 3, 2, 2),
 ) -> SchedulerCase:
-    """wide: every run is the oracle's."""
-    eps = 1e-5 if sde == "VESDE" else 1e-3
-    sampling = {"eps": eps, "rtol": tolerance, "atol": tolerance}
-    config = {"sde": name, "sampling_eps": eps, "rtol": tolerance, "atol": tolerance, "noise_removal": denoise}
+    """atol: rtol if None. eps: the original's for the SDE if None. wide: every run is the oracle's.
+
+    The config names only what is not the original's default.
+    """
+    own_eps = 1e-5 if sde == "VESDE" else 1e-3
+    sampling = {"eps": eps or own_eps, "rtol": rtol, "atol": atol or rtol, "denoise": denoise}
+    config = {"sde": name, "rtol": rtol, "atol": atol or rtol, "sampling_eps": eps, "noise_removal": denoise}
     config |= {"num_train_timesteps" if key == "N" else key: value for key, value in sde_options.items()}
-    run = ode_sampler(code, sde, sde_options, {**sampling, "denoise": denoise})
+    run = ode_sampler(code, sde, sde_options, sampling)
     changes = (*CHANGES, "run in float64, as float32 noise shows in the error estimates") if wide else CHANGES
+    words = [name.replace("_", "-"), "ode", f"{rtol:g}", f"{atol:g}" if atol else "", "denoised" if denoise else ""]
     return SchedulerCase(
-        name=f"{name.replace('_', '-')}-ode-{tolerance:g}{'-denoised' if denoise else ''}",
-        title=f"{sde}, probability flow ODE, tolerances {tolerance:g}{', in float64' if wide else ''}",
+        name="-".join(word for word in words if word),
+        title=f"{sde}, probability flow ODE, tolerances {rtol:g} and {atol or rtol:g}{', in float64' if wide else ''}",
         location="section 4.3, equation 13; section D.4",
         cls="ScoreSdeOdeScheduler",
-        config=config,
+        config={key: value for key, value in config.items() if value not in (None, False, 1e-5)},
         set_timesteps={},
         run=(lambda network, shape, dtype: run(network, shape, torch.float64)) if wide else run,
         network=_network(sde, 1000, {"continuous": True}),
         functions=("sampling.py:get_ode_sampler", f"sde_lib.py:{sde}", "models/utils.py:get_score_fn"),
-        shape=(2, 3, 2, 2),
+        shape=shape,
         changes=changes,
         lifted=(*LIFTED[:2], "sampling.ode_sampler: the solver's state reaches the network in float64"),
         **({"float64_tolerance": CONTROLLED} if wide else {}),  # type: ignore[arg-type]

@@ -31,14 +31,16 @@ def held_contract(
     request: pytest.FixtureRequest, record_property: Callable[[str, object], None]
 ) -> Callable[[], dict[str, object]]:
     """Holds one contract; its result is kept in the test's report."""
+    from conformance.contracts.contract import Profile
     from conformance.contracts.holding import contracts_of, hold_one
 
     implementation = request.config.getoption("implementation")
+    profile = Profile(scale=request.config.getoption("contract_examples"))
     subject, name = request.param
     contract = next(contract for contract in contracts_of(implementation, subject)[1] if contract.name == name)
 
     def hold() -> dict[str, object]:
-        result = hold_one(implementation, subject, contract).to_dict()
+        result = hold_one(implementation, subject, contract, profile).to_dict()
         for key in ("status", "max_rel", "max_ulp"):
             if result[key] is not None:
                 record_property(f"contract.{key}", result[key])

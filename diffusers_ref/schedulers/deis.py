@@ -146,7 +146,7 @@ class DEISMultistepScheduler(SolverScheduler):
 
     # --- the grid ----------------------------------------------------------------------------------------------------
 
-    def set_timesteps(
+    def set_timesteps(  # type: ignore[override]
         self,
         num_inference_steps: int | None = None,
         device: torch.device | str | None = None,
@@ -311,8 +311,8 @@ class DEISMultistepScheduler(SolverScheduler):
         scales[-1] = self._process.unit_scale(self._grid_times[-1])
         self._scales: list[float] = scales.tolist()
         of_x = self._process.transition(self._grid_times[:-1], self._grid_times[1:])
-        levels = (self._level_at_time(t) for t in self._grid_times[:-1])
-        return [_Row(*level, factor) for level, factor in zip(levels, of_x.tolist(), strict=True)]
+        pairs = (self._level_at_time(t) for t in self._grid_times[:-1])
+        return [_Row(*pair, factor) for pair, factor in zip(pairs, of_x.tolist(), strict=True)]
 
     def _level_at_time(self, t: Any) -> tuple[float, float]:
         """√ᾱ and √(1 − ᾱ) at a time, in float32."""

@@ -107,8 +107,8 @@ def make_update(
     ratios = torch.tensor([*known, 1.0], dtype=h.dtype)
     hh = -h if of_data else h
     scale = end.alpha if of_data else end.sigma
-    x = end.sigma / start.sigma if of_data else torch.exp(end.log_alpha - start.log_alpha)
-    x, m_0 = x.item(), (scale * torch.expm1(hh)).item()
+    whole = end.sigma / start.sigma if of_data else torch.exp(end.log_alpha - start.log_alpha)
+    x, m_0 = whole.item(), (scale * torch.expm1(hh)).item()
     if math.isinf(hh.item()):
         return Update(x, m_0, (), (), (), (0.0, 0.0))
     if variant is UniPCVariant.VARY_COEFF:

@@ -221,16 +221,20 @@ def _require_honoured(subject: SchedulerUnderTest, config: dict[str, Any]) -> No
 
 
 def explicit_sigmas_are_honoured(subject: SchedulerUnderTest, given: Given) -> None:
-    """`set_timesteps(sigmas=…)` visits exactly these; with the levels of the default grid, a run is the same."""
+    """`set_timesteps(sigmas=…)` visits exactly these; with the levels of the default grid, with or without that after the
+    last step, a run is the same."""
     _require_takes(subject, "sigmas")
     require_runs(subject)
     default = subject.prepared(STEPS)
     whole = default.sigmas.tolist()
     sigmas = whole[: min(len(default.timesteps), len(whole) - 1)]  # a step may take several evaluations
     given.note("sigmas", sigmas)
-    explicit = _with_list(subject, {}, sigmas=sigmas)
     end = []
-    if len(explicit.timesteps) == len(sigmas) - 1:  # the class wants to be given the level after the last step, too
+    try:
+        explicit = _with_list(subject, {}, sigmas=sigmas)
+    except NotApplicable as refusal:
+        raise Violation(f"the levels of the default grid: {refusal}") from None
+    if len(explicit.sigmas) == len(sigmas):  # the class wants to be given the level after the last step, too
         end = whole[-1:]
         explicit = _with_list(subject, {}, sigmas=sigmas + end)
     require_close(explicit.sigmas, default.sigmas, "the list of sigmas from the default ones", bound=ROUNDING)

@@ -1,5 +1,5 @@
 """What options of well-known classes mean when they are left out, as HF diffusers documents it and published
-configurations rely on it."""
+configurations rely on it; for samplers that only an original has, as its functions' signatures say."""
 
 from __future__ import annotations
 
@@ -22,6 +22,23 @@ _LIMITS: dict[str, Any] = {
     "clip_sample_range": 1.0,
     "sample_max_value": 1.0,
     "rescale_betas_zero_snr": False,
+}
+
+_LATENT: dict[str, Any] = {
+    **_CHAIN,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "timestep_spacing": "linspace",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+_BETWEEN_ENDS: dict[str, Any] = {
+    **{name: value for name, value in _LATENT.items() if name in _CHAIN and not name.startswith(("time", "steps"))},
+    "sigma_min": None,
+    "sigma_max": None,
+    "eta": 0.0,
+    "s_noise": 1.0,
 }
 
 _FLOW: dict[str, Any] = {
@@ -50,6 +67,29 @@ CONSTRUCTOR: dict[str, dict[str, Any]] = {
         "s_noise": 1.0,
         "rho": 7.0,
         "clip_denoised": True,
+    },
+    "DPMSolverSDEScheduler": {**_LATENT, "noise_sampler_seed": None},
+    "DPMPP2MScheduler": _LATENT,
+    "DPMPP2MSDEScheduler": {
+        **_LATENT,
+        "noise_sampler_seed": None,
+        "eta": 1.0,
+        "s_noise": 1.0,
+        "solver_type": "midpoint",
+    },
+    "DPMPP3MSDEScheduler": {**_LATENT, "noise_sampler_seed": None, "eta": 1.0, "s_noise": 1.0},
+    "DPMPP2SAncestralScheduler": {**_LATENT, "eta": 1.0, "s_noise": 1.0},
+    "DPMFastScheduler": _BETWEEN_ENDS,
+    "DPMAdaptiveScheduler": {
+        **_BETWEEN_ENDS,
+        "order": 3,
+        "rtol": 0.05,
+        "atol": 0.0078,
+        "h_init": 0.05,
+        "pcoeff": 0.0,
+        "icoeff": 1.0,
+        "dcoeff": 0.0,
+        "accept_safety": 0.81,
     },
     "EDMEulerScheduler": {
         "sigma_min": 0.002,
@@ -106,6 +146,13 @@ CONSTRUCTOR: dict[str, dict[str, Any]] = {
 
 STEP: dict[str, dict[str, Any]] = {
     "CMStochasticIterativeScheduler": {"generator": None, "return_dict": True},
+    "DPMSolverSDEScheduler": {"generator": None, "return_dict": True},
+    "DPMPP2MScheduler": {"return_dict": True},
+    "DPMPP2MSDEScheduler": {"generator": None, "return_dict": True},
+    "DPMPP3MSDEScheduler": {"generator": None, "return_dict": True},
+    "DPMPP2SAncestralScheduler": {"generator": None, "return_dict": True},
+    "DPMFastScheduler": {"generator": None, "return_dict": True},
+    "DPMAdaptiveScheduler": {"generator": None, "return_dict": True},
     "EDMEulerScheduler": {"generator": None, "return_dict": True, "pred_original_sample": None},
     "KarrasVeScheduler": {"return_dict": True},
     "FlowMatchEulerDiscreteScheduler": {"generator": None, "return_dict": True},
@@ -120,7 +167,15 @@ STEP: dict[str, dict[str, Any]] = {
 }
 """Class -> argument of step -> default."""
 
+_CROWSONKB = {"linear": "float32_cumprod", "scaled_linear": "compvis", "squaredcos_cap_v2": "float64"}
+
 PRECISION: dict[str, dict[str, str]] = {
+    "DPMSolverSDEScheduler": _CROWSONKB,
+    "DPMPP2MScheduler": _CROWSONKB,
+    "DPMPP2MSDEScheduler": _CROWSONKB,
+    "DPMPP3MSDEScheduler": _CROWSONKB,
+    "DPMPP2SAncestralScheduler": _CROWSONKB,
+    "DPMFastScheduler": _CROWSONKB,
     "LCMScheduler": dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2"), "float32"),
     "DDPMScheduler": dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"), "float64"),
     "DDIMScheduler": {
