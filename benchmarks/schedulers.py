@@ -63,7 +63,7 @@ def per_evaluation(scheduler: Any, steps: int) -> float:
     """Seconds per evaluation of one run."""
     scheduler.set_timesteps(steps)
     generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(SHAPE, generator=generator) * float(scheduler.init_noise_sigma)
+    sample = torch.randn(SHAPE, generator=generator) * float(getattr(scheduler, "init_noise_sigma", 1.0))
     output = torch.randn(SHAPE, generator=generator)
     takes_generator = "generator" in type(scheduler).step.__code__.co_varnames
     options = {"generator": generator} if takes_generator else {}

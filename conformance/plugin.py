@@ -40,7 +40,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--case", action="append", default=[], dest="conformance_cases", metavar="PATTERN",
                     help="only fixtures that match, such as ddim or 'ddim/*quad*' (repeatable)")  # fmt: skip
     group.addoption("--contract-examples", type=float, default=1.0, metavar="SHARE",
-                    help="share of its examples that a contract tries: 1 (default) as in `conformance check`")  # fmt: skip
+                    help="share of their examples that contracts try: 1 (default), as in `conformance check`"
+                    )  # fmt: skip
     group.addoption("--conformance-json", default=None, metavar="FILE", help="write the results as JSON")
     group.addoption("--conformance-table", action="store_true", help="print every case in the summary")
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from torch import Tensor
 from diffusers_ref.configuration import ConfigError, register_to_config
 from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.conventions import choose
+from diffusers_ref.schedulers.requests import levels_at, listed, positive, whole
 from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time, by_step
 
 
@@ -82,12 +83,11 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
         clip_result: bool = False,
     ) -> None:
         self._sampler = choose(ConsistencySampler, "sampler", sampler)
-        if isinstance(num_train_timesteps, bool) or not isinstance(num_train_timesteps, int) or num_train_timesteps < 2:
-            raise ConfigError(f"num_train_timesteps must be an integer of at least 2, not {num_train_timesteps!r}")
-        if not 0 < sigma_min < sigma_max:
-            raise ConfigError(f"sigma_min={sigma_min} and sigma_max={sigma_max} must be above 0 and ascend")
-        if not sigma_data > 0 or not rho > 0:
-            raise ConfigError(f"sigma_data={sigma_data} and rho={rho} must be above 0")
+        whole("num_train_timesteps", num_train_timesteps, least=2)
+        for name in ("sigma_min", "sigma_max", "sigma_data", "rho"):
+            positive(name, self.config[name])
+        if not sigma_min < sigma_max:
+            raise ConfigError(f"sigma_min={sigma_min} is not allowed; it must be below sigma_max={sigma_max}")
         self.init_noise_sigma = sigma_max
         self._set_levels([self._level(index) for index in range(num_train_timesteps)])
         self.sigmas = torch.tensor(self._levels)
@@ -117,54 +117,45 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
         device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
         """
         requests = {"num_inference_steps": num_inference_steps, "timesteps": timesteps, "ts": ts}
-        given = [name for name, value in requests.items() if value is not None]
+        given = {name: value for name, value in requests.items() if value is not None}
         if len(given) != 1:
             what = " and ".join(given) or "none"
             raise ValueError(f"give exactly one of num_inference_steps, timesteps and ts; given: {what}")
-        if ts is not None:
-            path = self._indices("ts", ts)
+        ((name, value),) = given.items()
+        last = len(self) - 1
+        if name == "num_inference_steps":
+            count = whole(name, value, 1, len(self))
+            path = [*(i * (len(self) // count) for i in range(count)), last]
         else:
-            if timesteps is None:
-                (count,) = self._indices("num_inference_steps", [num_inference_steps], first=1)
-                timesteps = [i * (len(self) // count) for i in reversed(range(count))]
-            path = [*self._indices("timesteps", timesteps)[::-1], len(self) - 1]
+            path = [whole(name, index, 0, last) for index in listed(value)]
+            path = path if name == "ts" else [*path[::-1], last]
         if len(path) < 2 or path != sorted(path):
-            way = "ascend" if ts is None else "descend"
-            raise ValueError(f"{given[0]}={requests[given[0]]} is not allowed; it must not {way}, nor be too short")
+            way = "ascend" if name == "timesteps" else "descend"
+            raise ValueError(f"{name}={value} is not allowed; it must not {way}, nor be too short")
 
-        *levels, end = (self._level(index) for index in path)
-        self._draws = len(levels) > 1 or ts is not None
+        *levels, end = map(self._level, path)
+        self._draws = len(levels) > 1 or name == "ts"
         if self._sampler is ConsistencySampler.ONESTEP:
-            if path[:-1] != [0] or ts is not None:
-                raise ValueError(f"sampler='onestep' visits the first level only, not {given[0]}={requests[given[0]]}")
-            levels = [self._karras_table()[0].item()]
+            if path[:-1] != [0] or name == "ts":
+                raise ValueError(f"sampler='onestep' visits the first level only, not {name}={value}")
+            levels = [self._first_of_table()]
         self._set_levels(levels)
         # What is added to f_θ; as openai does it, with NumPy's numbers.
         least, most = self.config.sigma_min, self.config.sigma_max
-        fresh = [np.sqrt(np.clip(level, least, most) ** 2 - least**2) for level in [*levels[1:], end]]
-        self._next_noise = [self.config.s_noise * float(noise) for noise in fresh]
+        fresh = (np.sqrt(np.clip(level, least, most) ** 2 - least**2) for level in [*levels[1:], end])
+        self._next_noise = [self.config.s_noise * noise for noise in fresh]
         self.sigmas = torch.tensor([*levels, end])
         times = self._network_time(self.sigmas[:-1]).tolist()
         self._adopt(times, len(levels), device)
-        self._coefficients(torch.float32)
-
-    def _indices(self, name: str, values: Sequence[Any], first: int = 0) -> list[int]:
-        found = values.tolist() if isinstance(values, (Tensor, np.ndarray)) else list(values)
-        limit = len(self) + first - 1
-        for value in found:
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not first <= value <= limit:
-                raise ValueError(f"{name} is or has {value!r}; allowed: integers from {first} to {limit}")
-        return [int(value) for value in found]
 
     def _level(self, index: int) -> float:
         """The level of training with this index, 0 being sigma_max: EDM, eq. 5."""
         low, high, rho = *self._roots(), self.config.rho
         return (high + index / (len(self) - 1) * (low - high)) ** rho
 
-    def _karras_table(self) -> Tensor:
-        """(N,) float32: the same levels as openai makes them for its other samplers."""
-        low, high = self._roots()
-        return (high + torch.linspace(0, 1, len(self)) * (low - high)) ** self.config.rho
+    def _first_of_table(self) -> float:
+        """The first level in float32, as openai makes it for its other samplers."""
+        return (torch.tensor([self._roots()[1]]) ** self.config.rho).item()
 
     def _roots(self) -> tuple[float, float]:
         rho = self.config.rho
@@ -177,7 +168,7 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
     @staticmethod
     def _network_time(sigmas: Tensor) -> Tensor:
         """250 log σ, in float32, as the network is given it."""
-        return 1000 * 0.25 * torch.log(sigmas + 1e-44)
+        return 250 * torch.log(sigmas)
 
     # --- one step ----------------------------------------------------------------------------------------------------
 
@@ -186,7 +177,7 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
         dtype = torch.float64 if sample.dtype == torch.float64 else torch.float32
         coefficients = self._coefficients(dtype)
         index = (self._step_index or 0) if timestep is None else self._locate(timestep, self._step_index)
-        return (coefficients[index].c_in * sample.to(dtype)).to(sample.dtype)
+        return coefficients[index].c_in * sample
 
     def step(
         self,
@@ -211,14 +202,13 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
         coefficients = self._coefficients(dtype)
         index = self._advance(timestep)
         c = coefficients[index]
-        draws = self._draws or variance_noise is not None
-        noise = self._noise(sample, generator, variance_noise, dtype) if draws else None
+        noise = self._noise(sample, generator, variance_noise, dtype) if self._draws else None
 
         denoised = c.c_out * model_output.to(dtype) + c.c_skip * sample.to(dtype)  # eq. 5
         if self.config.clip_denoised:
             denoised = denoised.clamp(-1, 1)
         prev_sample = denoised
-        if noise is not None and self._draws:
+        if noise is not None:
             prev_sample = denoised + noise * c.next_noise
         if self.config.clip_result and index + 1 == len(coefficients):
             prev_sample = prev_sample.clamp(-1, 1)
@@ -252,14 +242,5 @@ class CMStochasticIterativeScheduler(SchedulerMixin):
         original_samples, noise: (B, ...). timesteps: entries of `timesteps`, () or (B,). Returns (B, ...).
         """
         dtype = self._check(noise, original_samples)
-        times = torch.as_tensor(timesteps)
-        if times.ndim > 1 or (times.ndim == 1 and len(times) not in (1, len(original_samples))):
-            raise ValueError(f"timesteps has the shape {tuple(times.shape)}; allowed: () or ({len(original_samples)},)")
-        level_at = dict(zip(self.timesteps.tolist(), self._levels, strict=True))
-        wanted = times.reshape(-1).tolist()
-        missing = [time for time in wanted if time not in level_at]
-        if missing:
-            raise ValueError(f"timestep {missing[0]} is none of this scheduler's {len(level_at)} timesteps")
-        sigma = torch.tensor([level_at[time] for time in wanted], dtype=dtype, device=original_samples.device)
-        sigma = sigma.view(-1, *[1] * (original_samples.ndim - 1))
-        return (original_samples.to(dtype) + sigma * noise.to(dtype)).to(original_samples.dtype)
+        sigma = levels_at(timesteps, self.timesteps.tolist(), self._levels, original_samples, dtype)
+        return (original_samples + sigma * noise).to(original_samples.dtype)

@@ -186,8 +186,9 @@ class DPMSolverAdaptiveScheduler(AdaptiveScheduler):
         self._updates = self._updates_of(self._levels, r)
         self._lower = self._updates_of(self._levels.at([*range(order - 1), order]), r[:-1])[-1]
 
-    def _updates_of(self, levels: Levels, r: Sequence[float]) -> list[SinglestepUpdate]:
-        return singlestep_updates(self._algorithm, self._solver_type, levels, r, midpoint_within=False)
+    def _updates_of(self, levels: Levels, r: Sequence[float]) -> Sequence[SinglestepUpdate]:
+        (updates,) = singlestep_updates(self._algorithm, self._solver_type, levels.at(None), r, midpoint_within=False)
+        return updates
 
     def _finish_trial(self) -> Tensor:
         """Accept or reject; returns the state from which it goes on."""

@@ -15,8 +15,9 @@ is kept from step to step. Orders 1 to 3, along the ODE or (++) the SDE; the upd
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -147,6 +148,7 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
             self._refuse(("lower_order_final",), f"has no effect with orders={orders!r}")
         if self._order_plan is OrderPlan.FIXED and self._log_snr is None:
             raise ConfigError("orders='fixed' needs log_snr: published grids take all evaluations")
+        self._inner: dict[int, Tensor] = {}
 
     # --- the plan ----------------------------------------------------------------------------------------------------
 
@@ -172,20 +174,19 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
             outer = schedule.times(self._skip_type, len(orders), begin, end)
         else:
             outer = outer_times(schedule, self._skip_type, count, orders, begin, end)
-        points = []
+        points: list[Tensor] = []
+        self._inner = {}
         for step, order in enumerate(orders):
             s, t = outer[step], outer[step + 1]
+            begin = len(points)
             points.append(s.reshape(1))
             if order > 1:
                 start = schedule.half_log_snr(s)
                 h = schedule.half_log_snr(t) - start
-                r = _distances(self._inner_half_log_snr(schedule, s, t, order))
-                points += [schedule.time(start + distance * h).reshape(1) for distance in r]
+                inner = schedule.half_log_snr(schedule.times(self._skip_type, order, s.item(), t.item()))
+                points += [schedule.time(start + distance * h).reshape(1) for distance in _distances(inner)]
+                self._inner[begin] = inner
         return torch.cat([*points, outer[-1:]])
-
-    def _inner_half_log_snr(self, schedule: LogSnr, s: Tensor, t: Tensor, order: int) -> Tensor:
-        """(k + 1,) λ of the grid of a step of order k from s to t."""
-        return schedule.half_log_snr(schedule.times(self._skip_type, order, s.item(), t.item()))
 
     def _plan(self, times: list[Time]) -> None:
         lambdas = self._levels(torch.float32).half_log_snr.tolist()
@@ -250,36 +251,50 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
 
     def _make_coefficients(self, dtype: torch.dtype) -> list[_Evaluation]:
         levels = self._levels(dtype)
+        begins = [0, *accumulate(self._steps)]
+        updates: dict[int, Sequence[SinglestepUpdate]] = {}
+        for order in set(self._steps):
+            of_order = [begin for begin, k in zip(begins, self._steps, strict=False) if k == order]
+            inner = {} if self._explicit else self._inner
+            updates |= zip(of_order, self._updates(levels, of_order, order, inner), strict=True)
         alphas, sigmas = levels.alpha.tolist(), levels.sigma.tolist()
-        rows: list[_Evaluation] = []
-        for order in self._steps:
-            begin = len(rows)
-            updates = self._updates(begin, order, dtype)
-            rows += [_Evaluation(alphas[begin + k], sigmas[begin + k], k, updates) for k in range(order)]
+        rows = [
+            _Evaluation(alphas[begin + k], sigmas[begin + k], k, updates[begin])
+            for begin, order in zip(begins, self._steps, strict=False)
+            for k in range(order)
+        ]
         return [*rows, *(_Evaluation(*level, 0, ()) for level in self._last_level(dtype))]
 
-    def _late_updates(self, begin: int, order: int, dtype: torch.dtype) -> list[SinglestepUpdate]:
+    def _late_updates(self, begin: int, order: int, dtype: torch.dtype) -> Sequence[SinglestepUpdate]:
         """The updates of a step of which only the last `order` evaluations are made."""
         key = (dtype, begin)
         if key not in self._coefficient_cache:
-            self._coefficient_cache[key] = self._updates(begin, order, dtype, is_late=True)
-        updates: list[SinglestepUpdate] = self._coefficient_cache[key]
+            (self._coefficient_cache[key],) = self._updates(self._levels(dtype), [begin], order, {})
+        updates: Sequence[SinglestepUpdate] = self._coefficient_cache[key]
         return updates
 
-    def _updates(self, begin: int, order: int, dtype: torch.dtype, is_late: bool = False) -> list[SinglestepUpdate]:
-        levels = self._levels(dtype).at(slice(begin, begin + order + 1))
-        inner = levels.half_log_snr
-        if self._points is not None and order > 1 and not self._explicit and not is_late:
-            assert self._log_snr is not None
-            s, t = self._points[begin], self._points[begin + order]
-            inner = self._inner_half_log_snr(self._log_snr, s, t, order).to(dtype)
+    def _updates(
+        self, levels: Levels, begins: Sequence[int], order: int, inner: Mapping[int, Tensor]
+    ) -> list[tuple[SinglestepUpdate, ...]]:
+        """The updates of steps of one order, which begin at these evaluations.
+
+        inner: the λ of the grid within a step, where it is not that of its evaluations.
+        """
+        at = [range(begin, begin + order + 1) for begin in begins]
+        levels = levels.at(torch.tensor(at))
+        lambdas = levels.half_log_snr
+        if order > 1 and inner:
+            lambdas = torch.stack([inner[begin] for begin in begins]).to(lambdas)
         within = not self.config.taylor_within
-        return singlestep_updates(self._algorithm, self._solver_type, levels, _distances(inner), midpoint_within=within)
+        return singlestep_updates(
+            self._algorithm, self._solver_type, levels, _distances(lambdas), midpoint_within=within
+        )
 
 
 def _distances(inner: Tensor) -> list[Tensor]:
-    """r_1, ... of the λ (k + 1,) of a step's evaluations and end."""
-    return list((inner[1:-1] - inner[0]) / (inner[-1] - inner[0]))
+    """r_1, ... of the λ (..., k + 1) of a step's evaluations and end."""
+    first, *within, last = inner.unbind(-1)
+    return [(point - first) / (last - first) for point in within]
 
 
 _ALGORITHMS = (AlgorithmType.DPM_SOLVER, AlgorithmType.DPM_SOLVER_PP, AlgorithmType.SDE_DPM_SOLVER_PP)

@@ -210,32 +210,35 @@ def singlestep_updates(
     levels: Levels,
     r: Sequence[Tensor | float],
     midpoint_within: bool,
-) -> list[SinglestepUpdate]:
-    """The updates of one step of order k, which evaluates k times.
+) -> list[tuple[SinglestepUpdate, ...]]:
+    """The updates of n steps of order k, which evaluate k times.
 
-    levels: (k + 1,) of the evaluations and of the end. r: the k − 1 distances r_1, r_2 of the later evaluations from
-    the first. midpoint_within: the update before the last one of order 3 has the form of `solver_type`, too.
+    levels: (n, k + 1) of the evaluations and of the end. r: the k − 1 distances r_1, r_2 of the later evaluations from
+    the first, each (n,) or a number. midpoint_within: the update before the last one of order 3 has the form of
+    `solver_type`, too. Returns for each step the updates after its evaluations.
     """
     order = len(r) + 1
-    h = levels.half_log_snr[-1] - levels.half_log_snr[0]
-    spans = torch.stack([*(distance * h for distance in r), h])
-    w = weights(algorithm, levels.at([0] * order), levels.at(slice(1, None)), spans)
+    start, end = levels.at((slice(None), slice(1))), levels.at((slice(None), slice(1, None)))
+    h = end.half_log_snr[:, -1] - start.half_log_snr[:, 0]
+    spans = torch.stack([*(distance * h for distance in r), h], 1)
+    all_weights = weights(algorithm, start, end, spans)
     midpoint = solver_type is SolverType.MIDPOINT
     updates = []
-    for k, (x, m_0, noise) in enumerate(by_step(w.x, w.m_0, w.noise)):
+    for k in range(order):
+        w = Weights(*(column[:, k] for column in all_weights))
         numbers: tuple[Tensor | float, ...] = ()
         if k == 1:
             inverse_r = (r[1] if order == 3 else 1.0) / r[0]  # r_1 in units of this update's own span
             within = order == 3 and not midpoint_within
-            numbers = (0.5 * inverse_r * w.m_0[k],) if midpoint and not within else (inverse_r * w.d_1[k],)
+            numbers = (0.5 * inverse_r * w.m_0,) if midpoint and not within else (inverse_r * w.d_1,)
         elif k == 2 and midpoint:
-            numbers = (1.0 / r[1] * w.d_1[k],)
+            numbers = (1.0 / r[1] * w.d_1,)
         elif k == 2:
-            numbers = (w.d_1[k], w.d_2[k], r[0], r[1], 1.0 / r[0], 1.0 / r[1], r[1] - r[0])
-        d_1, *rest = map(float, numbers) if numbers else (0.0,)
-        newest = k < 2 or midpoint
-        updates.append(SinglestepUpdate(k + 1, newest, x, m_0, noise, d_1, *rest))
-    return updates
+            numbers = (w.d_1, w.d_2, r[0], r[1], 1.0 / r[0], 1.0 / r[1], r[1] - r[0])
+        columns = [number.tolist() if isinstance(number, Tensor) else [number] * len(h) for number in numbers]
+        rows = zip(*map(Tensor.tolist, (w.x, w.m_0, w.noise)), *(columns or [[0.0] * len(h)]), strict=True)
+        updates.append([SinglestepUpdate(k + 1, k < 2 or midpoint, *row) for row in rows])
+    return list(zip(*updates, strict=True))
 
 
 LUCHENGTHU = (LogSnrKind.DISCRETE_CLIPPED, LogSnrKind.LINEAR)

@@ -22,7 +22,7 @@ from torch import Tensor
 from diffusers_ref.configuration import register_to_config
 from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.conventions import PredictionType, choose
-from diffusers_ref.schedulers.noise_designs import LinearSchedule, Scaling, ScalingKind, edm_levels, slope_factors
+from diffusers_ref.schedulers.noise_designs import LINEAR, UNSCALED, edm_levels, slope_factors
 from diffusers_ref.schedulers.preconditioned_scheduler import (
     CHURN_OPTIONS,
     Evaluation,
@@ -174,7 +174,7 @@ class EDMEulerScheduler(PreconditionedScheduler):
 
     def _plan(self, levels: Tensor) -> list[Evaluation]:
         sigma_hat, added = self._raised(levels[:-1])
-        factors = slope_factors(_LINEAR, Scaling(ScalingKind.NONE, _LINEAR), sigma_hat)
+        factors = slope_factors(LINEAR, UNSCALED, sigma_hat)
         return [
             Evaluation(level, Linear(*ab) if self._wide else Quotient(level), h, added=noise)
             for level, *ab, h, noise in by_step(sigma_hat, *factors, levels[1:] - sigma_hat, added)
@@ -205,6 +205,3 @@ class EDMEulerScheduler(PreconditionedScheduler):
         """
         result = self._take(model_output, timestep, sample, generator, variance_noise, pred_original_sample)
         return result if return_dict else result.to_tuple()
-
-
-_LINEAR = LinearSchedule()

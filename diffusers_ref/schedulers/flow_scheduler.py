@@ -24,7 +24,8 @@ from torch import Tensor
 
 from diffusers_ref.configuration import ConfigError
 from diffusers_ref.schedulers.conventions import choose
-from diffusers_ref.schedulers.scheduler import SchedulerMixin, Time
+from diffusers_ref.schedulers.requests import levels_at, listed, positive, whole
+from diffusers_ref.schedulers.scheduler import SchedulerMixin
 from diffusers_ref.schedulers.sigmas import published_beta, published_exponential, published_karras
 
 
@@ -97,9 +98,7 @@ class FlowScheduler(SchedulerMixin):
     def _prepare(self) -> None:
         """Check `self.config` and list the levels of training; called once, by the constructors."""
         config = self.config
-        count = config.num_train_timesteps
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ConfigError(f"num_train_timesteps must be an integer of at least 1, not {count!r}")
+        count = whole("num_train_timesteps", config.num_train_timesteps, least=1)
         terminal = config.shift_terminal
         if terminal is not None and not 0 <= terminal < 1:
             raise ConfigError(f"shift_terminal={terminal} is not allowed; allowed: None, or from 0 to below 1")
@@ -115,7 +114,6 @@ class FlowScheduler(SchedulerMixin):
         self._ends = (unshifted if self._grid is FlowGrid.SHIFTED_ONCE else self.sigmas)[[0, -1]]
         self.timesteps = self.sigmas * count
         self._levels = self._noise_levels(self.sigmas)
-        self._times: list[Time] = self.timesteps.tolist()
 
     def _require_compatible(self) -> None:
         config = self.config
@@ -149,9 +147,7 @@ class FlowScheduler(SchedulerMixin):
 
     def set_shift(self, shift: float) -> None:
         """Choose another static shift than the option `shift`, above 0, for the next `set_timesteps`."""
-        if not shift > 0:
-            raise ConfigError(f"shift={shift} is not allowed; it must be above 0")
-        self._shift = shift
+        self._shift = positive("shift", shift)
 
     # --- the levels --------------------------------------------------------------------------------------------------
 
@@ -200,7 +196,6 @@ class FlowScheduler(SchedulerMixin):
         times, levels = self._at_evaluations(times), self._at_evaluations(levels)
         self._levels = self._noise_levels(levels)
         self._adopt(times.tolist(), count - begin, device, self._times_of_network(levels))
-        self._coefficients(torch.float32)
 
     def mu_of(self, image_seq_len: int) -> float:
         """μ for a number of image tokens: on the line from (base_image_seq_len, base_shift) to (max_…, max_shift)."""
@@ -221,9 +216,7 @@ class FlowScheduler(SchedulerMixin):
             what = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
             raise ValueError(f"give num_inference_steps, sigmas or timesteps, if several, of one length; given: {what}")
         (count,) = set(given.values())
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"num_inference_steps={count!r} is not allowed; it must be an integer of at least 1")
-        return count
+        return whole("num_inference_steps", count, least=1)
 
     def _require_levels(self, levels: Tensor) -> None:
         if not ((levels > 0) & (levels <= 1)).all() or (levels.diff() > 0).any():
@@ -307,22 +300,13 @@ class FlowScheduler(SchedulerMixin):
         sample, noise: (B, ...) x_0 and n. timestep: entries of `timesteps`, () or (B,). Returns (B, ...).
         """
         dtype = self._check(noise, sample)
-        times = torch.as_tensor(timestep)
-        if times.ndim > 1 or (times.ndim == 1 and len(times) not in (1, len(sample))):
-            raise ValueError(f"timestep has the shape {tuple(times.shape)}; allowed: () or ({len(sample)},)")
-        level_at = dict(zip(self._times, self._levels.tolist(), strict=True))
-        wanted = times.reshape(-1).tolist()
-        missing = [time for time in wanted if time not in level_at]
-        if missing:
-            raise ValueError(f"timestep {missing[0]} is none of this scheduler's {len(self._times)} timesteps")
-        sigma = torch.tensor([level_at[time] for time in wanted], dtype=dtype, device=sample.device)
-        sigma = sigma.view(-1, *[1] * (sample.ndim - 1))
-        return (sigma * noise.to(dtype) + (1.0 - sigma) * sample.to(dtype)).to(sample.dtype)
+        sigma = levels_at(timestep, self.timesteps.tolist(), self._levels.tolist(), sample, dtype)
+        return (sigma * noise + (1.0 - sigma) * sample).to(sample.dtype)
 
 
 def _numbers(name: str, values: Any) -> np.ndarray:
     """A list, array or tensor (n,) as float64. Raises ValueError."""
-    numbers = np.asarray(values.tolist() if hasattr(values, "tolist") else values, dtype=np.float64)
+    numbers = np.asarray(listed(values), dtype=np.float64)
     if numbers.ndim != 1 or not np.isfinite(numbers).all():
         raise ValueError(f"{name} must be a list of numbers, not {values!r}")
     return numbers

@@ -20,11 +20,8 @@ from torch import Tensor
 from diffusers_ref.configuration import register_to_config
 from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.edm_ablation import plan
-from diffusers_ref.schedulers.noise_designs import LinearSchedule, Scaling, ScalingKind, ve_levels
-from diffusers_ref.schedulers.preconditioned_scheduler import (
-    Number,
-    PreconditionedScheduler,
-)
+from diffusers_ref.schedulers.noise_designs import LINEAR, UNSCALED, ve_levels
+from diffusers_ref.schedulers.preconditioned_scheduler import Number, PreconditionedScheduler
 from diffusers_ref.schedulers.preconditioning import ScorePreconditioner
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
 
@@ -71,10 +68,8 @@ class KarrasVeScheduler(PreconditionedScheduler):
         rule = lambda steps: ve_levels(steps, self._sigma_min, self._sigma_max)
         levels = self._chosen(num_inference_steps, sigmas, rule)
         levels = torch.cat([levels, torch.zeros_like(levels[:1])])
-        linear = LinearSchedule()
         churn = lambda sigma: self._churn(sigma, self.config.s_min, self.config.s_max)
-        unscaled = Scaling(ScalingKind.NONE, linear)
-        evaluations, bare = plan(levels, linear, unscaled, self._preconditioner, churn, self.config.s_noise, alpha=1.0)
+        evaluations, bare = plan(levels, LINEAR, UNSCALED, self._preconditioner, churn, self.config.s_noise, alpha=1.0)
         self._adopt_evaluations(evaluations, bare, levels, device)
 
     # --- the network -------------------------------------------------------------------------------------------------

@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffusers_ref.configuration import ConfigError, register_to_config
+from diffusers_ref.configuration import register_to_config
 from diffusers_ref.random import Generators
 from diffusers_ref.schedulers.chain_scheduler import ChainScheduler
 from diffusers_ref.schedulers.conventions import Coefficients, PredictionType, TimestepSpacing, choose
+from diffusers_ref.schedulers.requests import whole
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 from diffusers_ref.schedulers.thresholding import limit_x0
 from diffusers_ref.schedulers.timesteps import make_grid
@@ -101,7 +102,7 @@ class LCMScheduler(ChainScheduler):
         self._prediction = choose(PredictionType, "prediction_type", prediction_type, allowed=_PREDICTION_TYPES)
         self._rule = choose(DistilledGrid, "distilled_grid", distilled_grid)
         self._prepare(default_coefficients=Coefficients.FLOAT32)
-        _check_origin(original_inference_steps, len(self))
+        whole("original_inference_steps", original_inference_steps, 1, len(self))
 
     # --- the grid ----------------------------------------------------------------------------------------------------
 
@@ -139,21 +140,19 @@ class LCMScheduler(ChainScheduler):
         self._grid = grid
         self._coefficient_cache = {}
         self._adopt(grid, len(grid), device)
-        self._coefficients(torch.float32)
+        if self._prediction is PredictionType.EPSILON and not self.alphas_cumprod[grid].all():
+            raise ValueError(
+                f"abar is 0 at timestep {grid[0]}: x_0 cannot be derived from prediction_type='epsilon'; use a grid "
+                "without that timestep, or another prediction type"
+            )
 
     def _distilled(self, num_inference_steps: Any, original_inference_steps: Any, strength: float) -> list[int]:
         total = original_inference_steps
         if total is None:
             total = self.config.original_inference_steps
-        _check_origin(total, len(self))
-        stride = len(self) // total
+        stride = len(self) // whole("original_inference_steps", total, 1, len(self))
         origin = [stride * i - 1 for i in range(int(total * strength), 0, -1)]  # the k-th, 2k-th, ... timestep
-        count = num_inference_steps
-        if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(origin):
-            raise ValueError(
-                f"num_inference_steps={count!r} is not allowed: with original_inference_steps={total} and "
-                f"strength={strength} it must be an integer from 1 to {len(origin)}"
-            )
+        count = whole("num_inference_steps", num_inference_steps, 1, len(origin))
         if self._rule is DistilledGrid.STRIDED:
             return origin[:: len(origin) // count][:count]
         return [origin[int(point)] for point in np.linspace(0, len(origin), count, endpoint=False)]
@@ -183,7 +182,7 @@ class LCMScheduler(ChainScheduler):
         index = self._advance(timestep)
         c, is_last = coefficients[index], index + 1 == len(coefficients)
         x, output = sample.to(dtype), model_output.to(dtype)
-        draws = not is_last or (self.config.final_draw and len(coefficients) > 1) or variance_noise is not None
+        draws = not is_last or (self.config.final_draw and index > 0)
         noise = self._noise(sample, generator, variance_noise, dtype) if draws else None
 
         denoised = c.c_out * limit_x0(self._predict_x0(output, x, c), self.config) + c.c_skip * x  # eq. 8
@@ -205,11 +204,6 @@ class LCMScheduler(ChainScheduler):
         self._require_timesteps()
         if dtype not in self._coefficient_cache:
             abar = self.alphas_cumprod[self._grid].to(dtype)
-            if self._prediction is PredictionType.EPSILON and not abar.all():
-                raise ValueError(
-                    f"abar is 0 at timestep {self._grid[0]}: x_0 cannot be derived from prediction_type='epsilon'; use "
-                    "a grid without that timestep, or another prediction type"
-                )
             scaled = torch.tensor(self._grid, dtype=dtype) * self.config.timestep_scaling
             c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
             c_out = scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5
@@ -217,11 +211,6 @@ class LCMScheduler(ChainScheduler):
             rows = by_step(signal, noise, c_skip, c_out, signal.roll(-1), noise.roll(-1))
             self._coefficient_cache[dtype] = [_Step(*row) for row in rows]
         return self._coefficient_cache[dtype]
-
-
-def _check_origin(steps: Any, total: int) -> None:
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= total:
-        raise ConfigError(f"original_inference_steps={steps!r} is not allowed; it must be an integer from 1 to {total}")
 
 
 SIGMA_DATA = 0.5

@@ -20,7 +20,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,15 +53,15 @@ class SkipType(str, Enum):
 
 
 class Levels(NamedTuple):
-    """Where x_t = α_t·x_0 + σ_t·n is on its way, at n times: each (n,), on the CPU."""
+    """Where x_t = α_t·x_0 + σ_t·n is on its way, at n times: each (n,), or rows of them, on the CPU."""
 
     alpha: Tensor
     sigma: Tensor
     log_alpha: Tensor
     half_log_snr: Tensor
 
-    def at(self, index: int | slice | Sequence[int]) -> Levels:
-        """Those of some of the times."""
+    def at(self, index: Any) -> Levels:
+        """Those of some of the times, as a tensor is indexed."""
         return Levels(*(column[index] for column in self))
 
 

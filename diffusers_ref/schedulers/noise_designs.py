@@ -139,6 +139,10 @@ class Scaling:
         return -self.schedule.sigma(t) * self.schedule.derivative(t) * (self.scale(t) ** 3)
 
 
+LINEAR = LinearSchedule()
+UNSCALED = Scaling(ScalingKind.NONE, LINEAR)
+
+
 def slope_factors(schedule: NoiseSchedule, scaling: Scaling, t: Tensor) -> tuple[Tensor, Tensor]:
     """Of x and of D(x/s; σ) in dx/dt, eq. 81, at t: (n,)."""
     sigma, derivative, scale = schedule.sigma(t), schedule.derivative(t), scaling.scale(t)

@@ -78,17 +78,17 @@ class ScoreSdeVeScheduler(ScoreSdeScheduler):
         noise_removal: bool = True,
         continuous: bool = True,
     ) -> None:
-        self._choose(predictor, corrector, probability_flow, correct_steps, crashes={})
+        self._choose(predictor, corrector, probability_flow, correct_steps)
         if not 0 < sigma_min < sigma_max:
             raise ConfigError(f"sigma_min={sigma_min} and sigma_max={sigma_max}: 0 < sigma_min < sigma_max is needed")
-        self.init_noise_sigma = float(sigma_max)
+        self.init_noise_sigma = sigma_max
 
     # --- the SDE -----------------------------------------------------------------------------------------------------
 
     def _sigma(self, t: Tensor) -> Tensor:
         """σ(t), for t of shape (n,); each power by itself, as torch rounds those of long tensors otherwise."""
         start, ratio = self.config.sigma_min, self.config.sigma_max / self.config.sigma_min
-        return torch.stack([start * ratio**time for time in t]) if len(t) else t
+        return torch.cat([start * ratio**time for time in t.split(1)])
 
     def _marginal(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.ones_like(t), self._sigma(t)
@@ -114,9 +114,8 @@ class ScoreSdeVeScheduler(ScoreSdeScheduler):
             _, diffusion = self.drift_and_diffusion(t)
             step = 1 / len(t)
             return rows(_EulerMaruyama, diffusion**2, step, diffusion * np.sqrt(step))
-        index = self._table_index()
-        sigma = self.discrete_sigmas.to(t.dtype)[index]
-        adjacent = torch.where(index == 0, torch.zeros_like(t), self.discrete_sigmas.to(t.dtype)[index - 1])
+        index, table = self._table_index(), self.discrete_sigmas.to(t.dtype)
+        sigma, adjacent = table[index], torch.where(index == 0, 0.0, table[index - 1])
         if self._predictor is Predictor.ANCESTRAL_SAMPLING:
             gain = sigma**2 - adjacent**2
             return rows(_Discrete, gain, torch.sqrt(adjacent**2 * gain / sigma**2))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from conformance.contracts.result import Status
+from conformance.contracts.scheduler import landing
 from conformance.contracts.scheduler.driver import SchedulerUnderTest
 from conformance.contracts.scheduler.formulas import beta_tables, grids, zero_terminal_snr
 from conformance.contracts.scheduler.probes import measure_steps
-from diffusers_ref import DDIMScheduler, DDPMScheduler
+from conformance.contracts.scheduler.support import noise
+from diffusers_ref import DDIMScheduler, DDPMScheduler, KarrasVeScheduler
 
 
 def test_a_deterministic_step_is_made_of_signal_and_kept_noise() -> None:
@@ -43,6 +47,30 @@ def test_an_unknown_draw_is_estimated() -> None:
     first = measure_steps(subject, subject.prepared(10))[0]
     assert not first.exact
     assert first.noise == pytest.approx(first.end[1] if first.end else 0, abs=first.allowed_noise)
+
+
+class LouderChurn(KarrasVeScheduler):
+    def add_noise_to_input(self, sample: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        return sample + 1.1 * (super().add_noise_to_input(sample, *arguments, **options) - sample)
+
+
+def test_churn_raises_the_level_at_which_the_network_is_asked() -> None:
+    subject = SchedulerUnderTest(KarrasVeScheduler(s_noise=1.0))
+    scheduler = subject.prepared(10)
+    second, third = scheduler.timesteps[1:3]
+    assert subject.asked(scheduler, third) == pytest.approx((1, math.sqrt(2) * float(scheduler.sigmas[1])))
+    scheduler.set_begin_index(0)
+    x = scheduler.add_noise_to_input(noise(0), scheduler.timesteps[0])
+    scheduler.step(x, scheduler.timesteps[0], x)
+    assert subject.asked(scheduler, second) == subject.levels(scheduler, second)  # within a step, nothing is added
+
+
+def test_steps_after_churn_land_on_their_levels_if_the_network_is_told_the_noise() -> None:
+    contract = next(each for each in landing.CONTRACTS if each.name == "steps_land_on_their_levels")
+    assert contract.hold(SchedulerUnderTest(KarrasVeScheduler)).status is Status.PASSED
+    failed = contract.hold(SchedulerUnderTest(LouderChurn))
+    assert failed.status is Status.FAILED
+    assert "but the next timestep has" in failed.reason
 
 
 def test_zero_terminal_snr_keeps_the_first_and_empties_the_last() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from conformance.contracts.measure import require_close, require_finite, require
 from conformance.contracts.result import NotApplicable, Violation
 from conformance.contracts.scheduler.driver import SchedulerUnderTest, config_of
 from conformance.contracts.scheduler.options import contradicts, defaults, parameters
+from conformance.contracts.scheduler.probes import every_option
 from conformance.contracts.scheduler.support import (
     REFUSALS,
     STEPS,
@@ -221,19 +223,21 @@ def _require_honoured(subject: SchedulerUnderTest, config: dict[str, Any]) -> No
 
 
 def explicit_sigmas_are_honoured(subject: SchedulerUnderTest, given: Given) -> None:
-    """`set_timesteps(sigmas=…)` visits exactly these; with the levels of the default grid, with or without that after the
-    last step, a run is the same."""
+    """`set_timesteps(sigmas=…)` visits exactly these; with the levels of the default grid, a run is the same. It takes
+    them, if not as the class is given, then with another option."""
     _require_takes(subject, "sigmas")
     require_runs(subject)
     default = subject.prepared(STEPS)
     whole = default.sigmas.tolist()
     sigmas = whole[: min(len(default.timesteps), len(whole) - 1)]  # a step may take several evaluations
     given.note("sigmas", sigmas)
-    end = []
+    end: list[float] = []
     try:
         explicit = _with_list(subject, {}, sigmas=sigmas)
-    except NotApplicable as refusal:
-        raise Violation(f"the levels of the default grid: {refusal}") from None
+    except NotApplicable:
+        if any(map(partial(_takes_list, subject, sigmas + whole[-1:]), every_option(subject))):
+            raise
+        raise Violation("the levels of the default grid are refused, whatever the options") from None
     if len(explicit.sigmas) == len(sigmas):  # the class wants to be given the level after the last step, too
         end = whole[-1:]
         explicit = _with_list(subject, {}, sigmas=sigmas + end)
@@ -285,6 +289,19 @@ class Refused(NotApplicable):
 def _require_takes(subject: SchedulerUnderTest, argument: str) -> None:
     if not subject.takes("set_timesteps", argument):
         raise NotApplicable(f"set_timesteps takes no {argument}")
+
+
+def _takes_list(subject: SchedulerUnderTest, sigmas: list[float], config: dict[str, Any]) -> bool:
+    """Whether the levels (but for the last), or all of them, are not refused."""
+    for values in (sigmas[:-1], sigmas):
+        try:
+            _with_list(subject, config, sigmas=values)
+        except (NotApplicable, *REFUSALS):
+            continue
+        except Exception:  # noqa: BLE001 - not refused; what an option does wrong is no matter here
+            pass
+        return True
+    return False
 
 
 def _with_list(
