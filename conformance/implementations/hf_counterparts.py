@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from conformance.errors import Unsupported
 from conformance.fixture import Subject
 from conformance.implementations import hf_loops
@@ -116,8 +118,12 @@ def _multistep(order: int, algorithm: str) -> Callable[[Counterpart], None]:
         if found.config.pop("s_noise", 1.0) != 1.0:
             raise Unsupported(f"{algorithm} of diffusers has no s_noise")
         found.cls = "DPMSolverMultistepScheduler"
-        grid = {} if found.config.keys() & PUBLISHED_GRIDS else {"timestep_spacing": "linspace"}
-        found.config |= {"algorithm_type": algorithm, "solver_order": order, "final_sigmas_type": "zero"} | grid
+        found.config |= {"algorithm_type": algorithm, "solver_order": order, "final_sigmas_type": "zero"}
+        if order == 3:
+            found.config["solver_type"] = "heun"
+        if not found.config.keys() & PUBLISHED_GRIDS:  # Then the times can be given, whole ones; its own end before 0.
+            last, count = found.config.get("num_train_timesteps", 1000) - 1, found.set_timesteps["num_inference_steps"]
+            found.set_timesteps = {"timesteps": torch.linspace(last, 0, count).round().int().tolist()}
         found.around = hf_loops.InSigmaSpace
 
     return translate

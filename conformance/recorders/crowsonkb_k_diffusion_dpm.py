@@ -58,6 +58,7 @@ CHOSEN: tuple[tuple[str, Wrapped, Options], ...] = (
     ("dpmpp_2m", Wrapped(1, prediction=V), {}),
     ("dpmpp_2m", Wrapped(2, "vp"), {}),
     ("dpmpp_2m", Wrapped(11, "discrete", V, betas=SD), {}),
+    ("dpmpp_2m", Wrapped(10, "discrete", betas=SD), {}),
     ("dpmpp_2m", Wrapped(6, "polyexponential", quantize=True, options={"rho": 1.3}), {}),
     ("dpmpp_2m", Wrapped(20, "exponential", options={"sigma_min": 0.05, "sigma_max": 20.0}), {}),
     ("dpmpp_2m_sde", Wrapped(10, "karras", betas=SD), {"eta": 1.0, "solver_type": "midpoint"}),

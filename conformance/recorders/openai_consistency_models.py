@@ -69,10 +69,15 @@ def run(code: SimpleNamespace, asked: Sampling, network: Probe, shape: Sequence[
     diffusion.denoise = watched
     name, loop = asked.loop, getattr(code.karras_diffusion, asked.loop)
     initial: list[torch.Tensor] = []
+    x0: list[torch.Tensor] = []
 
     def lifted(denoiser: Any, x: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        def observed(*arguments: Any) -> torch.Tensor:
+            x0.append(denoiser(*arguments))
+            return x0[-1]
+
         initial.append(x.clone())
-        return loop(denoiser, x.to(dtype), *arguments, **options)
+        return loop(observed, x.to(dtype), *arguments, **options)
 
     with patch.object(code.karras_diffusion, name, lifted):
         final = code.karras_diffusion.karras_sample(
@@ -87,7 +92,7 @@ def run(code: SimpleNamespace, asked: Sampling, network: Probe, shape: Sequence[
             ts=asked.ts,
             **levels,
         )
-    return Run(final, initial=initial[0])
+    return Run(final, x0, initial=initial[0])
 
 
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
@@ -97,6 +102,7 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     yield _case(code, "", Sampling(40, (0, 22, 39)))
     yield _case(code, "", Sampling(151, (0, 62, 150), clip_denoised=False))
     yield _case(code, "", Sampling(40, (2, 5, 5, 30, 36), clip_denoised=False))
+    yield _case(code, "", Sampling(2, (0, 1)))
     yield _case(code, "", Sampling(18, tuple(range(18)), levels={"rho": 5.0, "sigma_max": 30.0}))
     yield _case(
         code, "-data-1", Sampling(60, (0, 9, 21, 40, 59), levels={"sigma_data": 1.0, "sigma_min": 0.01}),

@@ -230,20 +230,20 @@ DATA, NOISE = "data_prediction", "noise_prediction"
 MAX = (("thresholding_max_val", 1.2), ("dynamic_thresholding_ratio", 0.9))
 ROWS: tuple[tuple[Any, ...], ...] = (
     ("bh1", 1, DATA, "time_uniform", True, False, False, "noise", "linear", 1),
-    ("bh2", 2, DATA, "time_uniform", True, False, False, "x_start", "linear", 2),
+    ("bh2", 2, DATA, "time_uniform", True, False, False, "x_start", "linear", 3),
     ("vary_coeff", 1, DATA, "logSNR", False, True, False, "noise", "continuous", 3),
     ("bh2", 1, NOISE, "time_uniform", True, False, True, "noise", "continuous", 3),
     ("bh2", 2, DATA, "logSNR", True, True, False, "noise", "scaled", 5, (("dynamic_thresholding_ratio", 0.9),)),
     ("bh2", 3, NOISE, "logSNR", True, False, False, "v", "scaled", 5),
-    ("bh1", 3, DATA, "time_uniform", False, False, True, "noise", "linear", 5),
-    ("bh2", 2, DATA, "time_quadratic", True, False, False, "noise", "linear", 7, (("t_start", 0.8), ("t_end", 0.01))),
+    ("bh1", 3, DATA, "time_uniform", False, False, True, "noise", "linear", 7),
+    ("bh2", 2, DATA, "time_quadratic", True, False, False, "noise", "linear", 8, (("t_start", 0.8), ("t_end", 0.01))),
     ("bh1", 3, NOISE, "time_quadratic", False, False, False, "noise", "continuous", 8),
-    ("vary_coeff", 3, DATA, "time_uniform", True, False, False, "noise", "linear", 8),
+    ("vary_coeff", 3, DATA, "time_uniform", True, False, False, "noise", "linear", 9),
     ("bh2", 4, DATA, "time_uniform", True, False, False, "noise", "short", 8),
-    ("vary_coeff", 3, NOISE, "logSNR", False, False, True, "noise", "linear", 9),
-    ("bh2", 3, DATA, "time_uniform", True, False, False, "noise", "linear", 10),
+    ("vary_coeff", 3, NOISE, "logSNR", False, False, True, "noise", "linear", 5),
+    ("bh2", 3, DATA, "time_uniform", True, False, False, "noise", "linear", 9),
     ("bh2", 2, DATA, "time_uniform", True, True, True, "noise", "continuous-cosine", 12, MAX),
-    ("bh1", 2, DATA, "time_quadratic", False, True, False, "v", "linear", 20, MAX),
+    ("bh1", 2, DATA, "time_quadratic", False, True, False, "v", "linear", 20, (*MAX, ("t_end", 2**-8))),
     ("bh2", 3, DATA, "time_uniform", False, False, False, "noise", "scaled", 100),
 )
 TABLES = ((1, "linear"), (4, "short"), (2, "scaled"))

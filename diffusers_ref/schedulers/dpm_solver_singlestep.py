@@ -33,7 +33,7 @@ from diffusers_ref.schedulers.dpm_solver_updates import (
     choose_algorithm,
     singlestep_updates,
 )
-from diffusers_ref.schedulers.log_snr import LogSnr, outer_times, singlestep_orders
+from diffusers_ref.schedulers.log_snr import Levels, LogSnr, outer_times, singlestep_orders
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time
 from diffusers_ref.schedulers.solver_scheduler import SolverScheduler
 

@@ -71,7 +71,7 @@ class DPMPP2MScheduler(SigmaScheduler):
         # Also of first order after a step of no length.
         before = torch.where((h_last > 0) & (sigmas[1:] > 0), 1 / (2 * r), 0)
         steps = by_step(level_of(t_next) / level_of(t), (-h).expm1(), 1 + before, before)
-        return [Evaluation(sigmas[i], _Step(*step), level=i) for i, step in enumerate(steps)]
+        return [Evaluation(sigmas[i], _Step._make(step), level=i) for i, step in enumerate(steps)]
 
     def _restart(self) -> None:
         self._earlier: Tensor | None = None

@@ -98,7 +98,7 @@ class DPMPP3MSDEScheduler(BrownianScheduler):
         # Of lower order after a step of no length.
         order = torch.where((h > 0) & (h_1 > 0), torch.where(h_2 > 0, 3, 2), 1)
         columns = (-h_eta).exp(), gain, phi_2, phi_3, r_0, r_1, r_0 + r_1, sigma, level, root, order, level == 0
-        return [Evaluation(sigmas[i], _Step(*step), level=i) for i, step in enumerate(by_step(*columns))]
+        return [Evaluation(sigmas[i], _Step._make(step), level=i) for i, step in enumerate(by_step(*columns))]
 
     def _restart(self) -> None:
         self._history: list[Tensor] = []

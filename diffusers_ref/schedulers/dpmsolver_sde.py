@@ -95,9 +95,9 @@ class DPMSolverSDEScheduler(BrownianScheduler):
         ways = zip(self._ways(t, s), self._ways(t, t_next), strict=True)
         for i, (first, second) in enumerate(ways):
             is_euler = bool(sigmas[i + 1] == 0)
-            plan.append(Evaluation(sigmas[i], _Step(*first, is_euler, is_second=False), level=i))
+            plan.append(Evaluation(sigmas[i], _Step._make((*first, is_euler, False)), level=i))
             if not is_euler:
-                plan.append(Evaluation(inner[i], _Step(*second, is_euler, is_second=True), begins=False))
+                plan.append(Evaluation(inner[i], _Step._make((*second, is_euler, True)), begins=False))
         return plan
 
     def _ways(self, t: Tensor, end: Tensor) -> Iterator[tuple[float, ...]]:

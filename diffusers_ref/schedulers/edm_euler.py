@@ -31,6 +31,7 @@ from diffusers_ref.schedulers.preconditioned_scheduler import (
     Quotient,
 )
 from diffusers_ref.schedulers.preconditioning import EDMPreconditioner
+from diffusers_ref.schedulers.requests import whole
 from diffusers_ref.schedulers.scheduler import SchedulerOutput, Time, by_step
 
 
@@ -106,8 +107,8 @@ class EDMEulerScheduler(PreconditionedScheduler):
         allowed = (PredictionType.EPSILON, PredictionType.V_PREDICTION)
         kind = choose(PredictionType, "prediction_type", prediction_type, allowed=allowed)
         self._preconditioner = EDMPreconditioner(sigma_data, 1.0 if kind is PredictionType.EPSILON else -1.0)
-        self._prepare(state_dtype, float(sigma_min), float(sigma_max))
-        training = self._grid(num_train_timesteps + 1)
+        self._prepare(state_dtype, sigma_min, sigma_max)
+        training = self._grid(whole("num_train_timesteps", num_train_timesteps, least=1) + 1)
         self.sigmas = self._ended(training)
         self.timesteps = 0.25 * torch.log(training.float())
         self._level_at = dict(zip(self.timesteps.tolist(), self._unscaled(training), strict=True))
@@ -115,7 +116,8 @@ class EDMEulerScheduler(PreconditionedScheduler):
 
     def __len__(self) -> int:
         """How many levels (but for one) there are for training."""
-        return int(self.config.num_train_timesteps)
+        length: int = self.config.num_train_timesteps
+        return length
 
     def _initial(self) -> float:
         """Standard deviation of x_T."""

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from diffusers_ref.configuration import ConfigError, register_to_config
 from diffusers_ref.schedulers.conventions import choose
+from diffusers_ref.schedulers.requests import whole
 from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time, by_step
 
 
@@ -72,8 +73,7 @@ class IPNDMScheduler(SchedulerMixin):
         trained_betas: Sequence[float] | None = None,
         angle_schedule: str | None = None,
     ) -> None:
-        if isinstance(num_train_timesteps, bool) or num_train_timesteps < 1:
-            raise ConfigError(f"num_train_timesteps={num_train_timesteps} is not allowed; at least 1")
+        whole("num_train_timesteps", num_train_timesteps, least=1)
         self._schedule = None if angle_schedule is None else choose(AngleSchedule, "angle_schedule", angle_schedule)
         if trained_betas is not None:
             if self._schedule is not None:

@@ -137,14 +137,14 @@ class LCMScheduler(ChainScheduler):
             grid = grid[-kept:]
         else:
             grid = self._distilled(num_inference_steps, original_inference_steps, strength)
-        self._grid = grid
-        self._coefficient_cache = {}
-        self._adopt(grid, len(grid), device)
         if self._prediction is PredictionType.EPSILON and not self.alphas_cumprod[grid].all():
             raise ValueError(
                 f"abar is 0 at timestep {grid[0]}: x_0 cannot be derived from prediction_type='epsilon'; use a grid "
                 "without that timestep, or another prediction type"
             )
+        self._grid = grid
+        self._coefficient_cache = {}
+        self._adopt(grid, len(grid), device)
 
     def _distilled(self, num_inference_steps: Any, original_inference_steps: Any, strength: float) -> list[int]:
         total = original_inference_steps

@@ -30,6 +30,7 @@ from torch import Tensor
 from diffusers_ref.configuration import ConfigError
 from diffusers_ref.random import Generators, randn
 from diffusers_ref.schedulers.preconditioning import Preconditioner, Preconditioning, Scalings, each
+from diffusers_ref.schedulers.requests import positive
 from diffusers_ref.schedulers.scheduler import SchedulerMixin, SchedulerOutput, Time
 
 Number = float | Tensor
@@ -94,6 +95,9 @@ class PreconditionedScheduler(SchedulerMixin):
     def _prepare(self, state_dtype: str | None, sigma_min: float, sigma_max: float) -> None:
         """Check what all have in common; called once, by the constructors. The noise levels lie between the two."""
         check_range(sigma_min, sigma_max)
+        for name in ("sigma_data", "rho"):
+            if name in self.config:
+                positive(name, self.config[name])
         self._sigma_min, self._sigma_max = sigma_min, sigma_max
         self.init_noise_sigma = float(sigma_max)
         if state_dtype not in (None, "float64"):
@@ -348,9 +352,12 @@ class PreconditionedScheduler(SchedulerMixin):
         Raises ValueError for a time that is not an entry.
         """
         dtype = self._check(noise, original_samples)
-        times = torch.as_tensor(timesteps).reshape(-1).tolist()
-        if len(times) not in (1, len(original_samples)):
-            raise ValueError(f"there are {len(times)} timesteps; allowed: 1 or {len(original_samples)}")
+        given = torch.as_tensor(timesteps)
+        times = given.reshape(-1).tolist()
+        if given.ndim > 1 or len(times) not in (1, len(original_samples)):
+            raise ValueError(
+                f"timesteps have the shape {tuple(given.shape)}; allowed: () or ({len(original_samples)},)"
+            )
         levels = self._level_at
         for time in times:
             if time not in levels:

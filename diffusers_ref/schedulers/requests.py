@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from diffusers_ref.configuration import ConfigError
 
 
-def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+def whole(name: str, value: Any, least: int, most: float = math.inf) -> int:
     """The number that `name` is given, if it is whole and from `least` to `most`. Raises ConfigError."""
-    fits = isinstance(value, Integral) and not isinstance(value, bool) and least <= value
-    if not fits or (most is not None and value > most):
-        bound = f"of at least {least}" if most is None else f"from {least} to {most}"
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not least <= value <= most:
+        bound = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
         raise ConfigError(f"{name}={value!r} is not allowed; it must be an integer {bound}")
     return int(value)
 
 
 def positive(name: str, value: Any) -> float:
     """The number that `name` is given, if it is above 0 and finite. Raises ConfigError."""
-    if not isinstance(value, Real) or isinstance(value, bool) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
         raise ConfigError(f"{name}={value!r} is not allowed; it must be a number above 0")
-    return float(value)
+    return value
 
 
 def listed(values: Any) -> list[Any]:

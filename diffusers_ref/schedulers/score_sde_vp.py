@@ -83,7 +83,7 @@ class ScoreSdeVpScheduler(ScoreSdeScheduler):
         noise_removal: bool = True,
         continuous: bool = True,
     ) -> None:
-        self._choose(predictor, corrector, probability_flow, correct_steps, crashes={})
+        self._choose(predictor, corrector, probability_flow, correct_steps)
         check_betas(beta_min, beta_max)
 
     # --- the SDE -----------------------------------------------------------------------------------------------------
@@ -112,7 +112,7 @@ class ScoreSdeVpScheduler(ScoreSdeScheduler):
     def score_divisors(self, t: Tensor) -> Tensor:
         if self.config.continuous:
             return -self._marginal(t)[1]
-        return -torch.sqrt(1.0 - self.alphas_cumprod).to(t.dtype)[self.labels(self._levels).long()]
+        return -torch.sqrt(1.0 - self.alphas_cumprod)[self.labels(self._levels).long()]
 
     def drift_and_diffusion(self, t: Tensor) -> tuple[Tensor, Tensor]:
         beta = beta_at(t, self.config.beta_min, self.config.beta_max)
@@ -132,16 +132,16 @@ class ScoreSdeVpScheduler(ScoreSdeScheduler):
         return rows(_ReverseDiffusion, torch.sqrt(alpha), diffusion**2 * self._score_weight, noise)
 
     def _alphas(self, t: Tensor) -> Tensor:
-        return self._discrete_alphas.to(t.dtype)[self._table_index()]
+        return self._discrete_alphas[self._table_index()]
 
 
 # --- shared with the sub-VP SDE --------------------------------------------------------------------------------------
 
 
 def check_betas(beta_min: float, beta_max: float) -> None:
-    """Raises ConfigError unless 0 <= beta_min <= beta_max and beta_max > 0."""
-    if not (0 <= beta_min <= beta_max and beta_max > 0):
-        raise ConfigError(f"beta_min={beta_min} and beta_max={beta_max}: 0 <= beta_min <= beta_max > 0 is needed")
+    """Raises ConfigError unless 0 < beta_min <= beta_max."""
+    if not 0 < beta_min <= beta_max:
+        raise ConfigError(f"beta_min={beta_min} and beta_max={beta_max}: 0 < beta_min <= beta_max is needed")
 
 
 def log_mean_factor(t: Tensor, beta_min: float, beta_max: float) -> Tensor:

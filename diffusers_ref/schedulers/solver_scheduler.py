@@ -242,9 +242,12 @@ class SolverScheduler(SchedulerMixin):
             `begin_index`, or the first), or training timesteps in [0, T−1].
         """
         dtype = self._check(noise, original_samples)
-        times = torch.as_tensor(timesteps).reshape(-1).tolist()
-        if len(times) not in (1, len(original_samples)):
-            raise ValueError(f"timesteps has {len(times)} entries; allowed: 1 or {len(original_samples)}")
+        given = torch.as_tensor(timesteps)
+        times = given.reshape(-1).tolist()
+        if given.ndim > 1 or len(times) not in (1, len(original_samples)):
+            raise ValueError(
+                f"timesteps have the shape {tuple(given.shape)}; allowed: () or ({len(original_samples)},)"
+            )
         pairs = [self._level_at(time, dtype) for time in times]
         shape = (-1, *[1] * (original_samples.ndim - 1))
         alpha, sigma = (

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from diffusers_ref import DDIMScheduler, DDPMScheduler, PNDMScheduler
+from diffusers_ref import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, PNDMScheduler, ScoreSdeOdeScheduler
 from diffusers_ref.schedulers.scheduler import SchedulerOutput
 
 # Schedulers of this module lend each other their configurations, as those of a library do.
@@ -194,6 +194,21 @@ class AnyCount(DDIMScheduler):
         super().set_timesteps(max(1, int(num_inference_steps)), **options)
 
 
+class AnyLength(DDIMScheduler):
+    def __init__(self, num_train_timesteps: Any = 1000) -> None:
+        super().__init__(num_train_timesteps=max(2, int(num_train_timesteps)))
+
+
+class NearestTime(DDIMScheduler):
+    def add_noise(self, original_samples: Any, noise: Any, timesteps: Any) -> Any:
+        return super().add_noise(original_samples, noise, torch.as_tensor(timesteps).clamp(0, 999))
+
+
+class ScalesIfTold(DDIMScheduler):
+    def scale_model_input(self, sample: Any, timestep: Any = None) -> Any:
+        return sample if timestep is None else 1.1 * sample
+
+
 class Broadcasting(DDIMScheduler):
     def _check(self, model_output: Any, sample: Any, channel_factor: int = 1) -> torch.dtype:
         return torch.float32
@@ -276,6 +291,25 @@ class EmptySections(DDPMScheduler):
         super().set_timesteps(num_inference_steps, respacing=respacing, **options)
 
 
+class SignOfVelocities(EDMEulerScheduler):
+    def precondition_outputs(self, sample: Any, model_output: Any, sigma: Any) -> Any:
+        velocity = self.config.prediction_type == "v_prediction"
+        return super().precondition_outputs(sample, -model_output if velocity else model_output, sigma)
+
+
+class OtherTrainingList(EDMEulerScheduler):
+    def __init__(self, num_train_timesteps: int = 1000, **options: Any) -> None:
+        super().__init__(num_train_timesteps=num_train_timesteps, **options)
+        self.init_noise_sigma = 1.0
+
+
+class KarrasOnly(EDMEulerScheduler):
+    def __init__(self, sigma_schedule: str = "karras", **options: Any) -> None:
+        if sigma_schedule != "karras":
+            raise ValueError(f"sigma_schedule={sigma_schedule!r} is not known")
+        super().__init__(**options)
+
+
 class AnyEta(DDIMScheduler):
     def step(self, model_output: Any, timestep: Any, sample: Any, eta: float = 0.0, **options: Any) -> Any:
         return super().step(model_output, timestep, sample, abs(eta), **options)
@@ -294,6 +328,18 @@ class AnyGradient(DDPMScheduler):
         if classifier_gradient is not None:
             options["classifier_gradient"] = torch.as_tensor(classifier_gradient).expand_as(sample)
         return super().step(model_output, timestep, sample, **options)
+
+
+class KeepsItsSolver(ScoreSdeOdeScheduler):
+    def set_timesteps(self, *arguments: Any, **options: Any) -> None:
+        solver = getattr(self, "_solver", None)
+        super().set_timesteps(*arguments, **options)
+        self._solver = solver
+
+
+class AnyTime(ScoreSdeOdeScheduler):
+    def _expect(self, timestep: Any) -> None:
+        pass
 
 
 FAULTS: dict[str, tuple[type, str]] = {
@@ -315,6 +361,8 @@ FAULTS: dict[str, tuple[type, str]] = {
     "prediction_types_agree": (WrongVelocity, "'v_prediction'"),
     "reported_x0_is_the_belief": (OtherReport, "the reported x_0"),
     "limits_hold_in_the_result": (BeyondTheLimit, "the result"),
+    "adaptive_runs_repeat": (KeepsItsSolver, "a second run"),
+    "adaptive_runs_go_in_order": (AnyTime, "is accepted"),
     "gradients_move_the_mean_or_epsilon": (AgainstTheClassifier, "the guided sample"),
     "unusable_gradients_are_refused": (AnyGradient, "that is a number is accepted"),
     "error_falls_with_the_steps": (Stagnating, "the error falls from"),
@@ -335,6 +383,12 @@ FAULTS: dict[str, tuple[type, str]] = {
     "unusable_timesteps_are_refused_by_step": (AnyTimestep, "far above is accepted"),
     "unusable_generators_are_refused": (AnyGenerator, "a number is accepted"),
     "unusable_noise_settings_are_refused": (AnyEta, "eta=-0.5 is accepted"),
+    "unusable_numbers_are_refused": (AnyLength, "num_train_timesteps=0 is accepted"),
+    "noise_is_refused_at_unknown_times": (NearestTime, "far above training: accepted"),
+    "inputs_are_scaled_for_the_expected_entry": (ScalesIfTold, "without the timestep"),
+    "preconditioning_is_the_published": (SignOfVelocities, "D at σ=80"),
+    "training_list_is_that_of_a_run": (OtherTrainingList, "init_noise_sigma before set_timesteps"),
+    "published_values_are_taken": (KarrasOnly, "sigma_schedule='exponential' does not run"),
     "precision_follows_the_schedule": (OnePrecision, "instead of 'float32_cumprod'"),
     "runs_begin_without_signal": (NeedsSignal, "the first level has no signal"),
     "noise_fits_its_level": (LouderThanItsLevel, "after step 0 the noise is"),

@@ -106,7 +106,7 @@ def test_requests_that_make_no_sense_are_refused():
             CMStochasticIterativeScheduler().set_timesteps(**request)
     for options, message in [
         ({"num_train_timesteps": 1}, "at least 2"),
-        ({"sigma_min": 90.0}, "ascend"),
+        ({"sigma_min": 90.0}, "below sigma_max=80"),
         ({"sigma_data": 0.0}, "above 0"),
     ]:
         with pytest.raises(ConfigError, match=message):

@@ -2,6 +2,7 @@
 
 from conformance.contracts.contract import Contract
 from conformance.contracts.scheduler import (
+    adaptive,
     choices,
     configuration,
     convergence,
@@ -12,8 +13,10 @@ from conformance.contracts.scheduler import (
     landing,
     lifecycle,
     multistep,
+    preconditioned,
     predictions,
     randomness,
+    requests,
     results,
     schedules,
     starts,
@@ -33,10 +36,13 @@ CONTRACTS: tuple[Contract, ...] = (
     *landing.CONTRACTS,
     *variance.CONTRACTS,
     *predictions.CONTRACTS,
+    *preconditioned.CONTRACTS,
     *guidance.CONTRACTS,
     *convergence.CONTRACTS,
     *multistep.CONTRACTS,
     *choices.CONTRACTS,
     *configuration.CONTRACTS,
     *inputs.CONTRACTS,
+    *requests.CONTRACTS,
+    *adaptive.CONTRACTS,
 )

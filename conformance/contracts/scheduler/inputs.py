@@ -12,7 +12,6 @@ from conformance.contracts.contract import Contract, Given
 from conformance.contracts.measure import require_same
 from conformance.contracts.result import NotApplicable, Violation
 from conformance.contracts.scheduler.driver import SHAPE, SchedulerUnderTest, generators
-from conformance.contracts.scheduler.options import defaults
 from conformance.contracts.scheduler.support import STEPS, full_run, noise, require_runs, single_options
 
 CLEAR = (ValueError, TypeError, NotImplementedError)
@@ -120,34 +119,6 @@ def unusable_noise_settings_are_refused(subject: SchedulerUnderTest, given: Give
         _require_refused(subject, calls, config=config)
 
 
-def unusable_ranges_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
-    """Where options are the two ends of a range, NAME_min and NAME_max, a lower end above the upper one is refused with
-    ValueError or TypeError, when the scheduler is made or by set_timesteps; so is one below 0, and one of 0 is refused
-    or gives a run with finite numbers."""
-    require_runs(subject)
-    numbers = {name: value for name, value in defaults(subject.cls).items() if isinstance(value, (int, float))}
-    lower = [name for name in numbers if name.endswith("_min") and f"{name[:-3]}max" in numbers]
-    if not lower:
-        raise NotApplicable(f"{subject.name} has no options that are the ends of a range")
-    problems = []
-    for name in lower:
-        top = numbers[f"{name[:-3]}max"]
-        for value in (2.0 * top, -0.1, 0.0):
-            given.note("option", {name: value})
-            try:
-                scheduler = subject.prepared(STEPS, **{name: value})
-                finite = value == 0 and bool(full_run(subject, scheduler, 0).final.isfinite().all())
-            except CLEAR:
-                continue
-            except Exception as error:  # noqa: BLE001 - which error it is is the point
-                problems.append(f"{name}={value:g}: {type(error).__name__}: {error}")
-                continue
-            if not finite:
-                problems.append(f"{name}={value:g} is accepted")
-    if problems:
-        raise Violation("; ".join(problems))
-
-
 _FIRST = object()
 
 
@@ -207,5 +178,4 @@ CONTRACTS = (
     Contract(unusable_timesteps_are_refused_by_step),
     Contract(unusable_generators_are_refused),
     Contract(unusable_noise_settings_are_refused),
-    Contract(unusable_ranges_are_refused),
 )

@@ -129,6 +129,18 @@ SCORES = frozenset({"ScoreSdeVeScheduler"})
 INHERITED = {"LCMScheduler": frozenset({"set_alpha_to_one", "steps_offset", "timestep_spacing"})}
 """Options that a class takes only because its published files have them, from the scheduler of the teacher."""
 
+UNUSABLE: dict[str, tuple[Any, ...]] = {
+    "num_train_timesteps": (0, -1, 1.5, True),
+    "original_inference_steps": (0, -1, 1.5, True, 10**6),
+    "shift": (0.0, -1.0),
+    "shift_terminal": (1.0, -0.1),
+    "sigma_data": (0.0, -1.0),
+    "sigma_min": (-1.0, float("nan")),
+    "sigma_max": (0.0, -1.0, float("nan")),
+    "rho": (0.0, -1.0),
+}
+"""Values of options that take a number, with which no sampler of any family can be defined."""
+
 EXCLUSIVE = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas")
 """At most one of these can be on."""
 

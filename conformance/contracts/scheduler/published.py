@@ -33,6 +33,7 @@ _LATENT: dict[str, Any] = {
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
+_PIXELS: dict[str, Any] = {**_CHAIN, "timestep_spacing": "linspace"}
 _BETWEEN_ENDS: dict[str, Any] = {
     **{name: value for name, value in _LATENT.items() if name in _CHAIN and not name.startswith(("time", "steps"))},
     "sigma_min": None,
@@ -68,6 +69,21 @@ CONSTRUCTOR: dict[str, dict[str, Any]] = {
         "rho": 7.0,
         "clip_denoised": True,
     },
+    "EulerDiscreteScheduler": {
+        **_LATENT,
+        **_PIXELS,
+        "interpolation_type": "linear",
+        "sigma_min": None,
+        "sigma_max": None,
+        "timestep_type": "discrete",
+        "rescale_betas_zero_snr": False,
+        "final_sigmas_type": "zero",
+    },
+    "EulerAncestralDiscreteScheduler": {**_PIXELS, "rescale_betas_zero_snr": False},
+    "HeunDiscreteScheduler": {**_LATENT, "clip_sample": False, "clip_sample_range": 1.0},
+    "LMSDiscreteScheduler": {**_LATENT, **_PIXELS},
+    "KDPM2DiscreteScheduler": _LATENT,
+    "KDPM2AncestralDiscreteScheduler": _LATENT,
     "DPMSolverSDEScheduler": {**_LATENT, "noise_sampler_seed": None},
     "DPMPP2MScheduler": _LATENT,
     "DPMPP2MSDEScheduler": {
@@ -144,8 +160,23 @@ CONSTRUCTOR: dict[str, dict[str, Any]] = {
 }
 """Class -> option of the constructor -> default."""
 
+VALUES: dict[str, dict[str, tuple[str, ...]]] = {
+    "EDMEulerScheduler": {
+        "sigma_schedule": ("karras", "exponential"),
+        "prediction_type": ("epsilon", "v_prediction"),
+        "final_sigmas_type": ("zero", "sigma_min"),
+    },
+}
+"""Class -> option -> every value that published configurations have."""
+
 STEP: dict[str, dict[str, Any]] = {
     "CMStochasticIterativeScheduler": {"generator": None, "return_dict": True},
+    "EulerDiscreteScheduler": {"generator": None, "return_dict": True},
+    "EulerAncestralDiscreteScheduler": {"generator": None, "return_dict": True},
+    "HeunDiscreteScheduler": {"return_dict": True},
+    "LMSDiscreteScheduler": {"order": 4, "return_dict": True},
+    "KDPM2DiscreteScheduler": {"return_dict": True},
+    "KDPM2AncestralDiscreteScheduler": {"generator": None, "return_dict": True},
     "DPMSolverSDEScheduler": {"generator": None, "return_dict": True},
     "DPMPP2MScheduler": {"return_dict": True},
     "DPMPP2MSDEScheduler": {"generator": None, "return_dict": True},
@@ -170,6 +201,12 @@ STEP: dict[str, dict[str, Any]] = {
 _CROWSONKB = {"linear": "float32_cumprod", "scaled_linear": "compvis", "squaredcos_cap_v2": "float64"}
 
 PRECISION: dict[str, dict[str, str]] = {
+    "EulerDiscreteScheduler": _CROWSONKB,
+    "EulerAncestralDiscreteScheduler": _CROWSONKB,
+    "HeunDiscreteScheduler": _CROWSONKB,
+    "LMSDiscreteScheduler": _CROWSONKB,
+    "KDPM2DiscreteScheduler": _CROWSONKB,
+    "KDPM2AncestralDiscreteScheduler": _CROWSONKB,
     "DPMSolverSDEScheduler": _CROWSONKB,
     "DPMPP2MScheduler": _CROWSONKB,
     "DPMPP2MSDEScheduler": _CROWSONKB,
