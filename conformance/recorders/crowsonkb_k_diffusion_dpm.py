@@ -38,7 +38,7 @@ V = "v_prediction"
 Options = dict[str, Any]
 Ends = tuple[float, float] | None
 CHOSEN: tuple[tuple[str, Wrapped, Options], ...] = (
-    ("dpmpp_2s_ancestral", Wrapped(10, "karras", betas=SD), {"eta": 1.0}),
+    ("dpmpp_2s_ancestral", Wrapped(9, "karras", betas=SD), {"eta": 1.0}),
     ("dpmpp_2s_ancestral", Wrapped(1), {"eta": 1.0}),
     ("dpmpp_2s_ancestral", Wrapped(2, "exponential", V), {"eta": 0.5, "s_noise": 1.003}),
     ("dpmpp_2s_ancestral", Wrapped(6, "discrete", V, quantize=True), {"eta": 0.0}),
@@ -54,24 +54,24 @@ CHOSEN: tuple[tuple[str, Wrapped, Options], ...] = (
     ("dpmpp_sde", Wrapped(6, "karras", V, betas=SD), {"eta": 0.0, "r": 0.7}),
     ("dpmpp_sde", Wrapped(11, "polyexponential", V, quantize=True), {"eta": 0.8, "r": 1.0}),
     ("dpmpp_sde", Wrapped(3, "karras", options={"rho": 5.0}), {"eta": 1.2, "s_noise": 0.9, "r": 0.5}),
-    ("dpmpp_2m", Wrapped(10, "karras"), {}),
+    ("dpmpp_2m", Wrapped(9, "karras"), {}),
     ("dpmpp_2m", Wrapped(1, prediction=V), {}),
     ("dpmpp_2m", Wrapped(2, "vp"), {}),
     ("dpmpp_2m", Wrapped(11, "discrete", V, betas=SD), {}),
     ("dpmpp_2m", Wrapped(10, "discrete", betas=SD), {}),
     ("dpmpp_2m", Wrapped(6, "polyexponential", quantize=True, options={"rho": 1.3}), {}),
-    ("dpmpp_2m", Wrapped(20, "exponential", options={"sigma_min": 0.05, "sigma_max": 20.0}), {}),
-    ("dpmpp_2m_sde", Wrapped(10, "karras", betas=SD), {"eta": 1.0, "solver_type": "midpoint"}),
-    ("dpmpp_2m_sde", Wrapped(11, "exponential", V), {"eta": 1.0, "solver_type": "heun"}),
+    ("dpmpp_2m", Wrapped(10, "exponential", options={"sigma_min": 0.05, "sigma_max": 20.0}), {}),
+    ("dpmpp_2m_sde", Wrapped(9, "karras", betas=SD), {"eta": 1.0, "solver_type": "midpoint"}),
+    ("dpmpp_2m_sde", Wrapped(9, "exponential", V), {"eta": 1.0, "solver_type": "heun"}),
     ("dpmpp_2m_sde", Wrapped(2), {"eta": 0.5, "s_noise": 1.003, "solver_type": "heun"}),
     ("dpmpp_2m_sde", Wrapped(3, "vp", V, quantize=True), {"eta": 0.5, "s_noise": 0.9, "solver_type": "midpoint"}),
     ("dpmpp_2m_sde", Wrapped(6, "polyexponential"), {"eta": 0.0, "solver_type": "heun"}),
-    ("dpmpp_2m_sde", Wrapped(20, "discrete", V, betas=SHORT), {"eta": 0.0, "solver_type": "midpoint"}),
+    ("dpmpp_2m_sde", Wrapped(19, "discrete", V, betas=SHORT), {"eta": 0.0, "solver_type": "midpoint"}),
     ("dpmpp_3m_sde", Wrapped(28, betas=SD), {"eta": 1.0}),
     ("dpmpp_3m_sde", Wrapped(11, "karras", V), {"eta": 0.5, "s_noise": 1.003}),
     ("dpmpp_3m_sde", Wrapped(3), {"eta": 1.0, "s_noise": 0.9}),
     ("dpmpp_3m_sde", Wrapped(6, "vp", V, quantize=True), {"eta": 0.0}),
-    ("dpmpp_3m_sde", Wrapped(20, "polyexponential", options={"rho": 0.7}, betas=SHORT), {"eta": 0.8}),
+    ("dpmpp_3m_sde", Wrapped(17, "polyexponential", options={"rho": 0.7}, betas=SHORT), {"eta": 0.8}),
 )
 """Sampler, what it runs around, its own options. With one level, the samplers `2m_sde` and `3m_sde` fail."""
 

@@ -133,19 +133,31 @@ SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"
 """The pipelines' own scheduler."""
 
 
+def even(first: float, step: float, total: int = 1000, *, scaled: bool = True) -> dict[str, Any]:
+    """A chain whose `torch.linspace` is exact, and so the same on every machine: begins at 2^i, in steps of 2^j."""
+    power = 2 if scaled else 1
+    ends = {"beta_start": first**power, "beta_end": (first + (total - 1) * step) ** power}
+    return {**ends, "beta_schedule": "scaled_linear" if scaled else "linear", "num_train_timesteps": total}
+
+
+EVEN = even(2**-6, 2**-13)
+
+
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """Step counts where the authors' grid is that of HF diffusers' class and where it is not; every schedule and
     prediction; other grids of distillation; from noise and from an image."""
-    for steps in (1, 2, 4, 17):
-        yield _case(code, "", Sampling(steps, scheduler=SD))
-    yield _case(code, "-linear-v", Sampling(6, scheduler={"prediction_type": "v_prediction"}))
+    yield _case(code, "", Sampling(1, scheduler=SD))
+    for steps in (2, 4, 17):
+        yield _case(code, "", Sampling(steps, scheduler=EVEN))
+    yield _case(code, "-linear-v", Sampling(6, scheduler={
+        **even(2**-13, 2**-16, scaled=False), "prediction_type": "v_prediction"}))  # fmt: skip
     yield _case(code, "-cosine-sample", Sampling(9, 60, scheduler={
         "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}))  # fmt: skip
     yield _case(code, "-zero-snr", Sampling(7, 100, scheduler={
-        **SD, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}))  # fmt: skip
-    yield _case(code, "-short", Sampling(5, 12, scheduler={**SD, "num_train_timesteps": 400}))
-    yield _case(code, "", Sampling(4, strength=0.8, scheduler=SD))
-    yield _case(code, "", Sampling(9, strength=0.55, scheduler=SD))
+        **EVEN, "rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}))  # fmt: skip
+    yield _case(code, "-short", Sampling(5, 12, scheduler=even(2**-6, 2**-12, 400)))
+    yield _case(code, "", Sampling(4, strength=0.8, scheduler=EVEN))
+    yield _case(code, "", Sampling(9, strength=0.55, scheduler=EVEN))
 
 
 def _case(code: SimpleNamespace, suffix: str, asked: Sampling) -> SchedulerCase:

@@ -285,7 +285,7 @@ def _ode_case(
         title=f"{sde}, probability flow ODE, tolerances {rtol:g} and {atol or rtol:g}{', in float64' if wide else ''}",
         location="section 4.3, equation 13; section D.4",
         cls="ScoreSdeOdeScheduler",
-        config={key: value for key, value in config.items() if value not in (None, False, 1e-5)},
+        config={key: value for key, value in config.items() if value not in (None, False, 1e-5, "vp")},
         set_timesteps={},
         run=(lambda network, shape, dtype: run(network, shape, torch.float64)) if wide else run,
         network=_network(sde, 1000, {"continuous": True}),

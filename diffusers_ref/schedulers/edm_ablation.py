@@ -19,7 +19,7 @@ may be added without churn.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import torch
@@ -141,7 +141,6 @@ class EDMAblationScheduler(PreconditionedScheduler):
         }
         self._schedule = schedules[self._schedule_kind]
         self._scaling = Scaling(self._scaling_kind, self._schedule)
-        self.init_noise_sigma = self._initial(self._schedule.time(torch.tensor(self._sigma_max, dtype=torch.float64)))
 
     # --- the grid ----------------------------------------------------------------------------------------------------
 
@@ -156,7 +155,7 @@ class EDMAblationScheduler(PreconditionedScheduler):
         device: where `timesteps` lies. Raises ValueError that says what was given and what is allowed.
         """
         levels = self._chosen(num_inference_steps, sigmas, self._levels_of)
-        times = self._schedule.time(self._preconditioner.round_sigma(levels), at_once=True)
+        times = self._schedule.time(self._preconditioner.round_sigma(levels))
         self.t_steps = torch.cat([times, torch.zeros_like(times[:1])])
         """(n + 1,) float64: the times of the ODE."""
         heun = self.config.solver == "heun"
@@ -166,10 +165,6 @@ class EDMAblationScheduler(PreconditionedScheduler):
             self.config.s_noise, self.config.alpha if heun else None,
         )  # fmt: skip
         self._adopt_evaluations(evaluations, bare, self._schedule.sigma(self.t_steps), device)
-
-    def _initial(self, t: Tensor) -> float:
-        """Standard deviation of the state at t: ()."""
-        return float(self._schedule.sigma(t) * self._scaling.scale(t))
 
     def _levels_of(self, steps: int) -> Tensor:
         if self._discretization is Discretization.VP:
@@ -230,14 +225,13 @@ def plan(
     # Lines 7 and 8: a step from t̂, of which a second-order method takes a part first.
     h = t_next - t_hat
     slopes = slope_factors(schedule, scaling, t_hat)
-    part_of_h = h if alpha is None else alpha * h
-    columns = (sigma_hat, *slopes, h, part_of_h, scale_hat, scale_hat / scale, added)
+    sizes = h if alpha is None else torch.cat([alpha * h[:-1], h[-1:]])
+    columns = (sigma_hat, *slopes, sizes, scale_hat, scale_hat / scale, added)
     evaluations = [
-        Evaluation(level, Linear(a, b), size, None if alpha is None else part, None, s, carried, noise)
-        for level, a, b, size, part, s, carried, noise in by_step(*columns)
+        Evaluation(level, Linear(a, b), size, None, s, carried, noise)
+        for level, a, b, size, s, carried, noise in by_step(*columns)
     ]
-    evaluations[-1] = evaluations[-1]._replace(partial_size=None)
-    bare = list(zip(sigma.tolist(), scale.tolist(), strict=True))
+    bare = list(by_step(sigma, scale))
     if alpha is None or len(t) == 1:
         return evaluations, bare
 
@@ -246,8 +240,7 @@ def plan(
     sigma_prime, scale_prime = schedule.sigma(t_prime), _column(scaling.scale(t_prime), t_prime)
     row = (sigma_prime, *slope_factors(schedule, scaling, t_prime), h[:-1], scale_prime)
     second = [Evaluation(level, Linear(a, b), size, second_of=alpha, scale=s) for level, a, b, size, s in by_step(*row)]
-    between = list(zip(sigma_prime.tolist(), scale_prime.tolist(), strict=True))
-    return _alternating(evaluations, second), _alternating(bare, between)
+    return _alternating(evaluations, second), _alternating(bare, by_step(sigma_prime, scale_prime))
 
 
 def _column(value: Tensor | float, like: Tensor) -> Tensor:
@@ -255,6 +248,6 @@ def _column(value: Tensor | float, like: Tensor) -> Tensor:
     return value if isinstance(value, Tensor) else torch.full_like(like, value)
 
 
-def _alternating(first: list[Item], second: list[Item]) -> list[Item]:
+def _alternating(first: list[Item], second: Iterable[Item]) -> list[Item]:
     """One of each in turn; `first` has one more."""
     return [item for pair in zip(first, second, strict=False) for item in pair] + first[-1:]

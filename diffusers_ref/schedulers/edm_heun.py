@@ -76,10 +76,10 @@ class EDMHeunScheduler(PreconditionedScheduler):
         sigma_hat, added = self._raised(levels[:-1])
         evaluations = []
         for level, after, h, noise in by_step(sigma_hat, levels[1:], levels[1:] - sigma_hat, added):
-            evaluations.append(Evaluation(level, Quotient(level), h, h, added=noise))  # lines 7 and 8
+            evaluations.append(Evaluation(level, Quotient(level), h, added=noise))  # lines 7 and 8
             evaluations.append(Evaluation(after, Quotient(after), h, second_of=1.0))  # lines 10 and 11
-        bare = levels.repeat_interleave(2)[1:-2].tolist()
-        self._adopt_evaluations(evaluations[:-1], [(sigma, 1.0) for sigma in bare], levels, device)
+        bare = levels.repeat_interleave(2)[1:-2]
+        self._adopt_evaluations(evaluations[:-1], list(by_step(bare, torch.ones_like(bare))), levels, device)
 
     def step(
         self,

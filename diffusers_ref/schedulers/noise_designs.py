@@ -8,7 +8,7 @@
     vp_, ve_, iddpm_, edm_levels   the discretisation: σ(t_i) for i = 0 ... N−1
 
 Everything is float64. NVlabs' code makes its time steps at once, and all else one step at a time, which shows in the
-last bit of exponentials and logarithms: `at_once` says which.
+last bit of exponentials: `at_once` says which.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class NoiseSchedule(Protocol):
 
     def derivative(self, t: Tensor) -> Tensor | float: ...
 
-    def time(self, sigma: Tensor, at_once: bool = False) -> Tensor: ...
+    def time(self, sigma: Tensor) -> Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -91,9 +91,8 @@ class VPSchedule:
         sigma = self.sigma(t)
         return 0.5 * (self.beta_min + self.beta_d * t) * (sigma + 1 / sigma)
 
-    def time(self, sigma: Tensor, at_once: bool = False) -> Tensor:
-        square = sigma**2 + 1
-        log = square.log() if at_once else each(torch.log, square)
+    def time(self, sigma: Tensor) -> Tensor:
+        log = (sigma**2 + 1).log()
         return ((self.beta_min**2 + 2 * self.beta_d * log).sqrt() - self.beta_min) / self.beta_d
 
 
@@ -105,7 +104,7 @@ class VESchedule:
     def derivative(self, t: Tensor) -> Tensor:
         return 0.5 / t.sqrt()
 
-    def time(self, sigma: Tensor, at_once: bool = False) -> Tensor:
+    def time(self, sigma: Tensor) -> Tensor:
         return sigma**2
 
 
@@ -117,7 +116,7 @@ class LinearSchedule:
     def derivative(self, t: Tensor) -> float:
         return 1.0
 
-    def time(self, sigma: Tensor, at_once: bool = False) -> Tensor:
+    def time(self, sigma: Tensor) -> Tensor:
         return sigma
 
 

@@ -60,8 +60,7 @@ class Evaluation(NamedTuple):
 
     sigma: float  # at which the network is asked
     slope: Quotient | Linear
-    step_size: float
-    partial_size: float | None = None  # α·h, where a second evaluation follows
+    step_size: float  # h; α·h where a second evaluation follows
     second_of: float | None = None  # α, at a second evaluation
     scale: float = 1.0  # s(t)
     carried: float = 1.0  # s(t̂)/s(t) and what the draw is multiplied with, to get x̂
@@ -273,13 +272,10 @@ class PreconditionedScheduler(SchedulerMixin):
             assert self._base is not None
             x_hat, first = self._base
             weight = 1 / (2 * evaluation.second_of)
-            slope = (1 - weight) * first + weight * slope
-            prev_sample = x_hat + evaluation.step_size * slope  # 2nd order correction
-        elif evaluation.partial_size is not None:
-            self._base = x, slope
-            prev_sample = x + evaluation.partial_size * slope
+            x, slope = x_hat, (1 - weight) * first + weight * slope  # 2nd order correction
         else:
-            prev_sample = x + evaluation.step_size * slope  # Euler step
+            self._base = x, slope
+        prev_sample = x + evaluation.step_size * slope
 
         returned = self._returned_dtype(sample)
         return SchedulerOutput(prev_sample.to(returned), denoised.to(returned))

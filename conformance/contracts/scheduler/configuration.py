@@ -17,7 +17,7 @@ from conformance.contracts.scheduler.cover import Config
 from conformance.contracts.scheduler.driver import SchedulerUnderTest
 from conformance.contracts.scheduler.options import defaults
 from conformance.contracts.scheduler.probes import every_option
-from conformance.contracts.scheduler.published import CONSTRUCTOR, PRECISION, STEP, VALUES
+from conformance.contracts.scheduler.published import CONSTRUCTOR, FURTHER, PRECISION, STEP, VALUES
 from conformance.contracts.scheduler.support import STEPS, full_run, noise, require_runs, why_not
 
 SHAPE = (1, 1, 1, 3)
@@ -92,6 +92,8 @@ def defaults_are_the_published(subject: SchedulerUnderTest, given: Given) -> Non
     for key, value in CONSTRUCTOR[name].items():
         stated[key] = (defaults(subject.cls).get(key, "nothing"), value)
         stated[f"config.{key}"] = (made.config.get(key, "nothing"), value)
+    for key, value in FURTHER.get(name, {}).items():
+        stated[key] = (defaults(subject.cls).get(key, value), value)
     for key, (found, wanted) in stated.items():
         if found != wanted or isinstance(found, bool) is not isinstance(wanted, bool):
             raise Violation(f"the default of {key} is {found!r} instead of {wanted!r}")
@@ -99,13 +101,15 @@ def defaults_are_the_published(subject: SchedulerUnderTest, given: Given) -> Non
 
 
 def published_values_are_taken(subject: SchedulerUnderTest, given: Given) -> None:
-    """A class of a published name runs with every value of an option that published configurations have."""
+    """A class of a published name runs with every value of an option that published configurations have, alone or
+    together with another value of one further option."""
     name = next((base.__name__ for base in subject.cls.__mro__ if base.__name__ in VALUES), None)
     if name is None:
         raise NotApplicable(f"no published values are known for {subject.name}")
     for option, values in VALUES[name].items():
         for value in values:
-            if problem := why_not(subject, {option: value}):
+            problem = why_not(subject, {option: value})
+            if problem and all(why_not(subject, {**other, option: value}) for other in every_option(subject)):
                 raise Violation(f"{option}={value!r} does not run: {problem}")
 
 

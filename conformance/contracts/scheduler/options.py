@@ -90,6 +90,7 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
         "solver": ("heun", "euler"),
         "discretization": ("edm", "vp", "ve", "iddpm"),
         "preconditioning": ("edm", "vp", "ve", "iddpm"),
+        "scaling": ("none", "vp"),
     },
     "EDMEulerScheduler": {"initial_scale": ("published", "first_sigma")},
     "EDMHeunScheduler": {"preconditioning": ("edm", "vp", "ve", "iddpm")},
@@ -126,8 +127,11 @@ VELOCITIES = frozenset({"IPNDMScheduler"})
 SCORES = frozenset({"ScoreSdeVeScheduler"})
 """Classes whose network returns the score, the gradient of log p: -noise / b in x = a·x_0 + b·noise."""
 
-INHERITED = {"LCMScheduler": frozenset({"set_alpha_to_one", "steps_offset", "timestep_spacing"})}
-"""Options that a class takes only because its published files have them, from the scheduler of the teacher."""
+INHERITED = {
+    "IPNDMScheduler": frozenset({"num_train_timesteps"}),
+    "LCMScheduler": frozenset({"set_alpha_to_one", "steps_offset", "timestep_spacing"}),
+}
+"""Options that a class takes only because its published files have them, e.g. from the scheduler of the teacher."""
 
 UNUSABLE: dict[str, tuple[Any, ...]] = {
     "num_train_timesteps": (0, -1, 1.5, True),
@@ -138,6 +142,15 @@ UNUSABLE: dict[str, tuple[Any, ...]] = {
     "sigma_min": (-1.0, float("nan")),
     "sigma_max": (0.0, -1.0, float("nan")),
     "rho": (0.0, -1.0),
+    "eta": (-0.5, float("nan"), float("inf"), True, "1"),
+    "r": (0.0, 1.5, float("nan"), True, "1"),
+    "rtol": (0.0, -1.0, float("nan")),
+    "atol": (-1.0, float("nan")),
+    "h_init": (0.0, -1.0, float("nan")),
+    "accept_safety": (0.0, float("nan"), float("inf"), True, "1"),
+    "pcoeff": (float("nan"), True, "1"),
+    "icoeff": (float("nan"),),
+    "dcoeff": (float("inf"),),
 }
 """Values of options that take a number, with which no sampler of any family can be defined."""
 

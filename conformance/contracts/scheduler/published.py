@@ -59,6 +59,26 @@ _FLOW: dict[str, Any] = {
 
 _VP_SDE: dict[str, Any] = {"num_train_timesteps": 2000, "beta_min": 0.1, "beta_max": 20.0, "sampling_eps": 1e-3}
 
+_SOLVER: dict[str, Any] = {
+    **{name: value for name, value in _CHAIN.items() if not name.startswith(("timestep", "steps"))},
+    "solver_order": 2,
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+    "algorithm_type": "dpmsolver++",
+    "solver_type": "midpoint",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "use_flow_sigmas": False,
+    "flow_shift": 1.0,
+    "final_sigmas_type": "zero",
+    "lambda_min_clipped": -float("inf"),
+    "variance_type": None,
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+}
+
 CONSTRUCTOR: dict[str, dict[str, Any]] = {
     "CMStochasticIterativeScheduler": {
         "num_train_timesteps": 40,
@@ -96,6 +116,31 @@ CONSTRUCTOR: dict[str, dict[str, Any]] = {
     "DPMPP3MSDEScheduler": {**_LATENT, "noise_sampler_seed": None, "eta": 1.0, "s_noise": 1.0},
     "DPMPP2SAncestralScheduler": {**_LATENT, "eta": 1.0, "s_noise": 1.0},
     "DPMFastScheduler": _BETWEEN_ENDS,
+    "DPMSolverMultistepScheduler": {
+        **_SOLVER,
+        "timestep_spacing": "linspace",
+        "steps_offset": 0,
+        "rescale_betas_zero_snr": False,
+        "lower_order_final": True,
+        "euler_at_final": False,
+        "use_lu_lambdas": False,
+    },
+    "DPMSolverSinglestepScheduler": {**_SOLVER, "lower_order_final": False},
+    "DPMSolverAdaptiveScheduler": {
+        **{name: value for name, value in _SOLVER.items() if not name.startswith(("use", "flow", "lambda", "time"))},
+        "coefficients": None,
+        "log_snr": "discrete_clipped",
+        "log_alpha_from": None,
+        "solver_order": 3,
+        "sample_max_value": None,
+        "sample_min_value": 1.0,
+        "final_sigmas_type": "sigma_min",
+        "atol": 0.0078,
+        "rtol": 0.05,
+        "h_init": 0.05,
+        "theta": 0.9,
+        "t_err": 1e-5,
+    },
     "DPMAdaptiveScheduler": {
         **_BETWEEN_ENDS,
         "order": 3,
@@ -160,7 +205,22 @@ CONSTRUCTOR: dict[str, dict[str, Any]] = {
 }
 """Class -> option of the constructor -> default."""
 
+FURTHER: dict[str, dict[str, Any]] = {
+    "DPMSolverMultistepScheduler": {"lower_order_below": 15, "sample_min_value": 1.0},
+    "DPMSolverSinglestepScheduler": {"sample_min_value": 1.0},
+}
+"""Class -> option that published configurations do not have -> the default with which it does what they mean."""
+
+_SOLVERS: dict[str, tuple[str, ...]] = {
+    "algorithm_type": ("dpmsolver++", "dpmsolver", "sde-dpmsolver++", "deis"),
+    "solver_type": ("midpoint", "heun", "logrho", "bh1", "bh2"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "prediction_type": ("epsilon", "sample", "v_prediction"),
+}
+
 VALUES: dict[str, dict[str, tuple[str, ...]]] = {
+    "DPMSolverMultistepScheduler": {**_SOLVERS, "timestep_spacing": ("leading", "linspace", "trailing")},
+    "DPMSolverSinglestepScheduler": _SOLVERS,
     "EDMEulerScheduler": {
         "sigma_schedule": ("karras", "exponential"),
         "prediction_type": ("epsilon", "v_prediction"),
@@ -184,6 +244,9 @@ STEP: dict[str, dict[str, Any]] = {
     "DPMPP2SAncestralScheduler": {"generator": None, "return_dict": True},
     "DPMFastScheduler": {"generator": None, "return_dict": True},
     "DPMAdaptiveScheduler": {"generator": None, "return_dict": True},
+    "DPMSolverMultistepScheduler": {"generator": None, "variance_noise": None, "return_dict": True},
+    "DPMSolverSinglestepScheduler": {"generator": None, "return_dict": True},
+    "DPMSolverAdaptiveScheduler": {"return_dict": True},
     "EDMEulerScheduler": {"generator": None, "return_dict": True, "pred_original_sample": None},
     "KarrasVeScheduler": {"return_dict": True},
     "FlowMatchEulerDiscreteScheduler": {"generator": None, "return_dict": True},
@@ -213,6 +276,8 @@ PRECISION: dict[str, dict[str, str]] = {
     "DPMPP3MSDEScheduler": _CROWSONKB,
     "DPMPP2SAncestralScheduler": _CROWSONKB,
     "DPMFastScheduler": _CROWSONKB,
+    "DPMSolverMultistepScheduler": _CROWSONKB,
+    "DPMSolverSinglestepScheduler": _CROWSONKB,
     "LCMScheduler": dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2"), "float32"),
     "DDPMScheduler": dict.fromkeys(("linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"), "float64"),
     "DDIMScheduler": {
