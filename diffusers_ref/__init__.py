@@ -52,11 +52,11 @@ if TYPE_CHECKING:
     from diffusers_ref.schedulers.deis_runge_kutta import DEISRungeKuttaScheduler as DEISRungeKuttaScheduler
     from diffusers_ref.schedulers.dpm_adaptive import DPMAdaptiveScheduler as DPMAdaptiveScheduler
     from diffusers_ref.schedulers.dpm_fast import DPMFastScheduler as DPMFastScheduler
+    from diffusers_ref.schedulers.dpm_solver_adaptive import DPMSolverAdaptiveScheduler as DPMSolverAdaptiveScheduler
     from diffusers_ref.schedulers.dpm_solver_multistep import DPMSolverMultistepScheduler as DPMSolverMultistepScheduler
     from diffusers_ref.schedulers.dpm_solver_singlestep import (
         DPMSolverSinglestepScheduler as DPMSolverSinglestepScheduler,
     )
-    from diffusers_ref.schedulers.dpm_solver_adaptive import DPMSolverAdaptiveScheduler as DPMSolverAdaptiveScheduler
     from diffusers_ref.schedulers.dpmpp_2m import DPMPP2MScheduler as DPMPP2MScheduler
     from diffusers_ref.schedulers.dpmpp_2m_sde import DPMPP2MSDEScheduler as DPMPP2MSDEScheduler
     from diffusers_ref.schedulers.dpmpp_2s_ancestral import DPMPP2SAncestralScheduler as DPMPP2SAncestralScheduler

@@ -33,7 +33,7 @@ class ReferenceImplementation(Implementation):
             f"contract/{name}/batch_equals_singles": "Langevin step sizes follow from norms averaged over the batch"
             for name in ("ScoreSdeVeScheduler", "ScoreSdeVpScheduler", "ScoreSdeVePipeline")
         },
-        "contract/ScoreSdeVeScheduler/inputs_have_unit_variance": "networks of score SDEs are given the sample as it is",
+        "contract/ScoreSdeVeScheduler/inputs_have_unit_variance": "networks of score SDEs are given the sample itself",
         **{
             f"contract/{name}/{contract}": "steps discretise the SDE: they are 1/N long or read a truncated index, and "
             "land near the next level"
@@ -43,10 +43,10 @@ class ReferenceImplementation(Implementation):
         },
         "contract/DEISRungeKuttaScheduler/each_step_is_one_evaluation": "a step of the default method evaluates the "
         "network three times, twice at its end",
-        "contract/DEISRungeKuttaScheduler/inputs_have_unit_variance": "the original looks t(rho) up in float32, which is "
-        "coarse where little signal is left, and scales the network's input as at that time",
+        "contract/DEISRungeKuttaScheduler/inputs_have_unit_variance": "the original looks t(rho) up in float32, which "
+        "is coarse where little signal is left, and scales the network's input as at that time",
         "contract/KDPM2AncestralDiscreteScheduler/timesteps_descend_within_training": "the level between lies at the "
-        "next one, to which noise returns; of use_karras_sigmas published classes round the times but for those between",
+        "next one, to which noise returns; use_karras_sigmas of published classes rounds the times but those between",
         "contract/DPMFastScheduler/timesteps_differ": "quantize gives two evaluations one training timestep",
         **{
             f"contract/DPMFastScheduler/start_is_found_by_its_{what}": "n evaluations are fewer steps, of one to three "
@@ -54,16 +54,16 @@ class ReferenceImplementation(Implementation):
             for what in ("timestep", "index")
         },
         **{
-            f"contract/{name}/full_grid_is_that_of_training": "sd3.5 and published classes make the grid between levels "
-            "of training, which are shifted already, and shift it again (d13243); flow_grid='shifted_once' does not"
+            f"contract/{name}/full_grid_is_that_of_training": "sd3.5 and published classes make the grid between "
+            "levels of training, which are shifted already, and shift it again (d13243); 'shifted_once' does not"
             for name in (
                 "FlowMatchDPMPP2MScheduler",
                 "FlowMatchEulerDiscreteScheduler",
                 "FlowMatchHeunDiscreteScheduler",
             )
         },
-        "contract/ScoreSdeVeScheduler/limits_hold_in_the_result": "the last level is σ(ε), a little above the σ_1 that the "
-        "last step takes off",
+        "contract/ScoreSdeVeScheduler/limits_hold_in_the_result": "the last level is σ(ε), a little above the σ_1 that "
+        "the last step takes off",
     }
 
     def __init__(self) -> None:

@@ -259,7 +259,7 @@ def _case(code: SimpleNamespace, case: Case, further_words: Sequence[str] = ()) 
 
 
 PAIRWISE = (
-    ("multistep", "dpmsolver", 3, "logSNR", "taylor", True, False, "noise", False, "continuous", 16),
+    ("multistep", "dpmsolver", 3, "logSNR", "taylor", True, False, "noise", False, "continuous", 12),
     ("singlestep", "dpmsolver", 2, "time_quadratic", "dpmsolver", False, True, "x_start", False, "cosine", 8),
     ("singlestep_fixed", "dpmsolver++", 3, "logSNR", "taylor", False, False, "v", True, "scaled", 6),
     ("multistep", "dpmsolver++", 2, "time_quadratic", "taylor", True, False, "x_start", True, "linear", 9),
@@ -270,7 +270,7 @@ PAIRWISE = (
     ("multistep", "dpmsolver++", 2, "time_uniform", "taylor", True, False, "score", True, "cosine", 4),
     ("singlestep_fixed", "dpmsolver", 3, "time_quadratic", "dpmsolver", False, True, "score", True, "continuous", 3),
     ("multistep", "dpmsolver++", 1, "time_quadratic", "dpmsolver", True, True, "v", False, "cosine", 2),
-    ("singlestep_fixed", "dpmsolver++", 3, "time_uniform", "taylor", False, True, "x_start", True, "cosine", 15),
+    ("singlestep_fixed", "dpmsolver++", 3, "time_uniform", "taylor", False, True, "x_start", True, "scaled", 9),
     ("singlestep", "dpmsolver++", 1, "time_quadratic", "dpmsolver", False, False, "x_start", True, "continuous", 14),
     ("singlestep", "dpmsolver", 3, "time_quadratic", "dpmsolver", False, True, "v", False, "linear", 5),
     ("multistep", "dpmsolver++", 2, "time_quadratic", "taylor", True, False, "noise", True, "scaled", 9),

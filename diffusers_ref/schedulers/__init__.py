@@ -9,9 +9,9 @@ from diffusers_ref.schedulers.deis import DEISMultistepScheduler
 from diffusers_ref.schedulers.deis_runge_kutta import DEISRungeKuttaScheduler
 from diffusers_ref.schedulers.dpm_adaptive import DPMAdaptiveScheduler
 from diffusers_ref.schedulers.dpm_fast import DPMFastScheduler
+from diffusers_ref.schedulers.dpm_solver_adaptive import DPMSolverAdaptiveScheduler
 from diffusers_ref.schedulers.dpm_solver_multistep import DPMSolverMultistepScheduler
 from diffusers_ref.schedulers.dpm_solver_singlestep import DPMSolverSinglestepScheduler
-from diffusers_ref.schedulers.dpm_solver_adaptive import DPMSolverAdaptiveScheduler
 from diffusers_ref.schedulers.dpmpp_2m import DPMPP2MScheduler
 from diffusers_ref.schedulers.dpmpp_2m_sde import DPMPP2MSDEScheduler
 from diffusers_ref.schedulers.dpmpp_2s_ancestral import DPMPP2SAncestralScheduler
@@ -52,10 +52,10 @@ __all__ = [
     "DPMPP2MScheduler",
     "DPMPP2SAncestralScheduler",
     "DPMPP3MSDEScheduler",
+    "DPMSolverAdaptiveScheduler",
     "DPMSolverMultistepScheduler",
     "DPMSolverSDEScheduler",
     "DPMSolverSinglestepScheduler",
-    "DPMSolverAdaptiveScheduler",
     "EDMAblationScheduler",
     "EDMEulerScheduler",
     "EDMHeunScheduler",

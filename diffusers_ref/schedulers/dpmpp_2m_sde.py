@@ -101,7 +101,7 @@ class DPMPP2MSDEScheduler(BrownianScheduler):
         slope = torch.where((h > 0) & (h_last > 0), half * (1 / (h_last / h)), 0)
         root = (-2 * eta_h).expm1().neg().sqrt()
         steps = by_step(level / sigma * (-eta_h).exp(), gain, slope, sigma, level, root, level == 0)
-        return [Evaluation(sigmas[i], _Step(*step), level=i) for i, step in enumerate(steps)]
+        return [Evaluation(sigmas[i], _Step._make(step), level=i) for i, step in enumerate(steps)]
 
     def _restart(self) -> None:
         self._earlier: Tensor | None = None

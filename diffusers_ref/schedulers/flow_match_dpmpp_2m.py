@@ -100,6 +100,6 @@ class FlowMatchDPMPP2MScheduler(FlowScheduler):
         level, h = t.neg().exp(), t.diff()
         # Not finite at σ' = 0, where the order is 1, and where a level repeats. That of the first step is never read.
         older = (1 / (2 * (h.roll(1) / h))).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-        rounded = sigmas[:-1].float().to(self._time_dtype).to(sigmas.dtype)
+        rounded = sigmas[:-1].to(self._time_dtype).to(sigmas.dtype)
         columns = (rounded, level[1:] / level[:-1], (-h).expm1(), 1 + older, older)
         return [_Step(*row) for row in by_step(*columns)]

@@ -130,6 +130,6 @@ class FlowMatchEulerDiscreteScheduler(FlowScheduler):
         noise = self._noise_levels(sigmas)
         # Where levels count the data, the velocity points to it.
         to_data = -noise[:-1] if self._inverted else noise[:-1]
-        rounded = sigmas[:-1].float().to(self._time_dtype).to(sigmas.dtype)
+        rounded = sigmas[:-1].to(self._time_dtype).to(sigmas.dtype)
         columns = (sigmas[:-1], rounded, sigmas.diff(), to_data, 1.0 - noise[1:], noise[1:])
         return [_Step(*row) for row in by_step(*columns)]

@@ -40,7 +40,7 @@ class FlowGrid(str, Enum):
     SD35 = "sd3.5"
     """Stability-AI/sd3.5: the published grid, made in float32."""
     FLUX = "flux"
-    """black-forest-labs/flux: evenly from 1 to 1/n, then shifted by μ, or not at all (schnell)."""
+    """black-forest-labs/flux: evenly from 1 to 1/n, shifted by μ, or not at all (schnell: a shift of 1); float32."""
 
 
 class TimeShift(str, Enum):
@@ -84,7 +84,7 @@ class FlowScheduler(SchedulerMixin):
         shift_terminal: stretch the shifted levels so that the last one is this, in (0, 1); None or 0 does not.
         use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas: other levels between the first and the last.
     Conventions of originals:
-        flow_grid: see `FlowGrid`. An original's grid takes no other option of the levels than it has itself.
+        flow_grid: see `FlowGrid`. With every grid, levels are shifted, stretched and converted as other options say.
         network_time: see `NetworkTime`.
         time_dtype: see `TimeDtype`.
     """
@@ -106,7 +106,8 @@ class FlowScheduler(SchedulerMixin):
         self._time_shift = choose(TimeShift, "time_shift_type", config.time_shift_type)
         self._network_time = choose(NetworkTime, "network_time", config.network_time)
         self._time_dtype = getattr(torch, choose(TimeDtype, "time_dtype", config.time_dtype).value)
-        self._require_compatible()
+        if sum(bool(config[name]) for name in _CONVERSIONS) > 1:
+            raise ConfigError(f"{', '.join(_CONVERSIONS)} exclude each other; set one of them")
         self.set_shift(config.shift)
 
         unshifted = torch.arange(count, 0, -1, dtype=torch.float32) / count
@@ -115,30 +116,13 @@ class FlowScheduler(SchedulerMixin):
         self.timesteps = self.sigmas * count
         self._levels = self._noise_levels(self.sigmas)
 
-    def _require_compatible(self) -> None:
-        config = self.config
-        conversions = [name for name in _CONVERSIONS if config[name]]
-        if len(conversions) > 1:
-            raise ConfigError(f"{' and '.join(conversions)} exclude each other; set one of them")
-        unknown = []
-        if self._grid in (FlowGrid.SD35, FlowGrid.FLUX):
-            unknown = [*conversions, *(name for name in ("invert_sigmas", "shift_terminal") if config.get(name))]
-        if self._grid in (FlowGrid.SD35, FlowGrid.SHIFTED_ONCE) and config.use_dynamic_shifting:
-            unknown.append("use_dynamic_shifting")
-        if self._grid is FlowGrid.FLUX and not config.use_dynamic_shifting and config.shift != 1:
-            unknown.append(f"shift={config.shift}")
-        if self._grid is FlowGrid.FLUX and self._time_shift is not TimeShift.EXPONENTIAL:
-            unknown.append(f"time_shift_type={config.time_shift_type!r}")
-        if unknown:
-            raise ConfigError(f"flow_grid={self._grid.value!r} does not know {', '.join(unknown)}; leave it out")
-
     def __len__(self) -> int:
         """T, the number of training timesteps."""
         return self.config.num_train_timesteps
 
     @property
     def _inverted(self) -> bool:
-        return self.config.get("invert_sigmas", False)
+        return bool(self.config.get("invert_sigmas"))
 
     @property
     def shift(self) -> float:
@@ -176,17 +160,16 @@ class FlowScheduler(SchedulerMixin):
             if image_seq_len is None:
                 raise ValueError("use_dynamic_shifting needs mu or image_seq_len: give set_timesteps one of them")
             mu = self.mu_of(image_seq_len)
-        if not 0 < strength <= 1 or int(count * (1 - strength)) == count:
-            raise ValueError(f"strength={strength} leaves none of {count} steps; allowed: above 0, at most 1")
         begin = int(count * (1 - strength))
+        if not 0 <= begin < count:
+            raise ValueError(f"strength={strength} leaves none of {count} steps; allowed: above 0, at most 1")
 
         given = None if timesteps is None else _numbers("timesteps", timesteps).astype(np.float32)
         if given is not None and sigmas is None:
             levels = torch.from_numpy(given / len(self))
             self._require_levels(self._noise_levels(levels))
         else:
-            levels = self._make_levels(count, sigmas, mu)
-            levels = 1.0 - levels if self._inverted else levels
+            levels = self._noise_levels(self._make_levels(count, sigmas, mu))
         end = 1.0 if self._inverted else 0.0
         times = levels * len(self) if given is None else torch.from_numpy(given)
 
@@ -206,17 +189,12 @@ class FlowScheduler(SchedulerMixin):
     def _count(
         self, num_inference_steps: int | None, sigmas: Sequence[float] | None, timesteps: Sequence[float] | None
     ) -> int:
-        requests = {
-            "num_inference_steps": num_inference_steps,
-            "len(sigmas)": None if sigmas is None else len(sigmas),
-            "len(timesteps)": None if timesteps is None else len(timesteps),
-        }
-        given = {name: value for name, value in requests.items() if value is not None}
-        if len(set(given.values())) != 1:
-            what = ", ".join(f"{name}={value}" for name, value in given.items()) or "none"
+        lengths = (len(values) for values in (sigmas, timesteps) if values is not None)
+        counts = {num_inference_steps, *lengths} - {None}
+        if len(counts) != 1:
+            what = ", ".join(map(str, counts)) or "none"
             raise ValueError(f"give num_inference_steps, sigmas or timesteps, if several, of one length; given: {what}")
-        (count,) = set(given.values())
-        return whole("num_inference_steps", count, least=1)
+        return whole("num_inference_steps", counts.pop(), least=1)
 
     def _require_levels(self, levels: Tensor) -> None:
         if not ((levels > 0) & (levels <= 1)).all() or (levels.diff() > 0).any():
@@ -226,21 +204,13 @@ class FlowScheduler(SchedulerMixin):
             )
 
     def _noise_levels(self, sigmas: Tensor) -> Tensor:
-        """The share of noise at levels as this scheduler counts them."""
+        """The share of noise at levels as this scheduler counts them, or such levels where the noise has a share."""
         return 1.0 - sigmas if self._inverted else sigmas
 
     def _make_levels(self, count: int, sigmas: Sequence[float] | None, mu: float | None) -> Tensor:
         """(n,) float32 shares of noise, shifted."""
-        if sigmas is None and self._grid is FlowGrid.SD35:
-            first, last = (self._ends * len(self)).tolist()
-            return self._statically_shifted(torch.linspace(first, last, count) / len(self))
-        if sigmas is None and self._grid is FlowGrid.FLUX:
-            levels = torch.linspace(1, 0, count + 1)
-            return (self._dynamically_shifted(levels, mu) if self.config.use_dynamic_shifting else levels)[:-1]
-
         if sigmas is None:
-            first, last = self._ends.tolist()
-            exact = np.linspace(first * len(self), last * len(self), count) / len(self)
+            exact = self._evenly(count)
         else:
             exact = _numbers("sigmas", sigmas).astype(np.float32)
             self._require_levels(torch.from_numpy(exact))
@@ -248,11 +218,21 @@ class FlowScheduler(SchedulerMixin):
             exact = self._dynamically_shifted(exact, mu)
         else:
             exact = self._statically_shifted(exact)
-        exact = self._stretched(exact)
+        exact = self._stretched(np.asarray(exact))
         for name, convert in _CONVERSIONS.items():
             if self.config[name]:
                 exact = convert(count, float(exact[-1]), float(exact[0]))
         return torch.from_numpy(exact.astype(np.float32))
+
+    def _evenly(self, count: int) -> Any:
+        """(n,) the levels of the grid before they are shifted, with the operations of `FlowGrid`."""
+        if self._grid is FlowGrid.FLUX:
+            return torch.linspace(1, 0, count + 1)[:-1]
+        if self._grid is FlowGrid.SD35:
+            first, last = (self._ends * len(self)).tolist()
+            return torch.linspace(first, last, count) / len(self)
+        first, last = self._ends.tolist()
+        return np.linspace(first * len(self), last * len(self), count) / len(self)
 
     def _statically_shifted(self, levels: Any) -> Any:
         return self._shift * levels / (1 + (self._shift - 1) * levels)

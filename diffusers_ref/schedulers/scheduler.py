@@ -243,7 +243,7 @@ def _times_tensor(times: Sequence[Time], device: torch.device | str | None) -> T
     return (rounded if torch.equal(rounded.double(), exact) else exact).to(device)
 
 
-def by_step(*columns: Tensor) -> Iterator[tuple[float, ...]]:
+def by_step(*columns: Tensor) -> Iterator[tuple[Any, ...]]:
     """Columns (n,) of coefficients as n rows of numbers: exact, and no device has to wait for them."""
     return zip(*(column.tolist() for column in columns), strict=True)
 

@@ -307,6 +307,8 @@ def _check_options(config: Mapping[str, Any]) -> None:
             raise ConfigError(f"{name}={config[name]} needs one of {', '.join(_WITH_ENDS)}")
         if config[name] is not None and not config[name] > 0:
             raise ConfigError(f"{name}={config[name]} is not allowed; it must be above 0")
+    if config["shift_terminal"] is not None and not 0 <= config["shift_terminal"] < 1:
+        raise ConfigError(f"shift_terminal={config['shift_terminal']} is not allowed; at least 0, below 1")
     if config["shift_terminal"] is not None and not config["use_flow_sigmas"]:
         raise ConfigError(f"shift_terminal={config['shift_terminal']} needs use_flow_sigmas=True")
     if config["solver_p"] is not None and config["log_snr"] is not None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 
-from diffusers_ref import DDIMScheduler, DDPMScheduler, EDMEulerScheduler, PNDMScheduler, ScoreSdeOdeScheduler
+from diffusers_ref import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMPP2MSDEScheduler,
+    EDMEulerScheduler,
+    PNDMScheduler,
+    ScoreSdeOdeScheduler,
+)
 from diffusers_ref.schedulers.scheduler import SchedulerOutput
 
 # Schedulers of this module lend each other their configurations, as those of a library do.
@@ -330,6 +337,25 @@ class AnyGradient(DDPMScheduler):
         return super().step(model_output, timestep, sample, **options)
 
 
+class NewPathEachStep(DPMPP2MSDEScheduler):
+    def _path(self, sample: Any, dtype: Any) -> Any:
+        self._tree = None
+        generator = torch.Generator().manual_seed(len(str(self.config.noise_sampler_seed)))
+        return lambda sigma, sigma_next: torch.randn(sample.shape, generator=generator, dtype=dtype)
+
+
+class KeepsItsPath(DPMPP2MSDEScheduler):
+    def _restart(self) -> None:
+        tree = getattr(self, "_tree", None)
+        super()._restart()
+        self._tree = tree
+
+
+class DeafToNoiseSamplers(DPMPP2MSDEScheduler):
+    def step(self, *arguments: Any, noise_sampler: Any = None, **options: Any) -> Any:
+        return super().step(*arguments, **options)
+
+
 class KeepsItsSolver(ScoreSdeOdeScheduler):
     def set_timesteps(self, *arguments: Any, **options: Any) -> None:
         solver = getattr(self, "_solver", None)
@@ -361,6 +387,9 @@ FAULTS: dict[str, tuple[type, str]] = {
     "prediction_types_agree": (WrongVelocity, "'v_prediction'"),
     "reported_x0_is_the_belief": (OtherReport, "the reported x_0"),
     "limits_hold_in_the_result": (BeyondTheLimit, "the result"),
+    "seeded_noise_is_one_path": (NewPathEachStep, "that a finer grid makes in two"),
+    "paths_last_for_a_run": (KeepsItsPath, "the noise sampler returned"),
+    "noise_samplers_are_asked": (DeafToNoiseSamplers, "steps with a noise sampler"),
     "adaptive_runs_repeat": (KeepsItsSolver, "a second run"),
     "adaptive_runs_go_in_order": (AnyTime, "a step at another time is accepted"),
     "gradients_move_the_mean_or_epsilon": (AgainstTheClassifier, "the guided sample"),

@@ -14,10 +14,10 @@ from planted import WithScheduler, planted
 from typer.testing import CliRunner
 
 import diffusers_ref.schedulers.betas
+import diffusers_ref.schedulers.chain_scheduler
 import diffusers_ref.schedulers.ddim
 import diffusers_ref.schedulers.ddpm
 import diffusers_ref.schedulers.pndm
-import diffusers_ref.schedulers.chain_scheduler
 from conformance.cli import app
 from conformance.compare import Verdict
 from conformance.explain import Explanation, explain

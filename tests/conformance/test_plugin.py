@@ -84,8 +84,8 @@ def test_results_travel_in_junit_properties_and_into_the_report(
     assert json.loads(values["conformance.draws_match"]) in (True, False)
     assert "None" not in values.values()
     case = json.loads((suite.path / "report.json").read_text(encoding="utf-8"))["cases"][0]
-    assert list(case) == ["id", "kind", "verdict", "rho", "max_error", "result_error", "noise_floor", "first_divergence",
-                          "draws_match", "seconds", "message"]  # fmt: skip
+    assert list(case) == ["id", "kind", "verdict", "rho", "max_error", "result_error", "noise_floor",
+                          "first_divergence", "draws_match", "seconds", "message"]  # fmt: skip
     assert (case["id"], case["verdict"], case["first_divergence"]) == (
         FEW_CASES[0], "divergent", {"step": 0, "tap": "step"}
     )  # fmt: skip

@@ -352,7 +352,8 @@ def test_a_result_is_plain_finite_data() -> None:
     result = _explained(CaseResult("a/b", "scheduler", Verdict.DIVERGENT, comparisons, True, 1.23456))
 
     assert result.to_dict() == {
-        "id": "a/b", "kind": "scheduler", "verdict": "divergent", "rho": None, "max_error": None, "result_error": None, "noise_floor": 1e-7,
+        "id": "a/b", "kind": "scheduler", "verdict": "divergent", "rho": None, "max_error": None,
+        "result_error": None, "noise_floor": 1e-7,
         "first_divergence": {"step": 1, "tap": "sample"}, "draws_match": True, "seconds": 1.2346,
         "message": "sample at step 1: far off; betas at step 3: ",
     }  # fmt: skip

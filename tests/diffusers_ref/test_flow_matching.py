@@ -242,10 +242,6 @@ def test_2m_forgets_where_it_begins_anew():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"flow_grid": "sd3.5", "use_dynamic_shifting": True}, "does not know use_dynamic_shifting"),
-        ({"flow_grid": "flux", "shift": 3.0}, r"does not know shift=3\.0"),
-        ({"flow_grid": "flux", "time_shift_type": "linear"}, "does not know time_shift_type"),
-        ({"flow_grid": "flux", "use_karras_sigmas": True, "shift_terminal": 0.1}, "use_karras_sigmas, shift_terminal"),
         ({"use_karras_sigmas": True, "use_beta_sigmas": True}, "exclude each other"),
         ({"derivative": "denoised", "stochastic_sampling": True}, "does not know stochastic_sampling"),
         ({"shift": 0.0}, "above 0"),
@@ -263,7 +259,7 @@ def test_options_that_make_no_sense_are_refused(options, message):
     ("request_", "message"),
     [
         ({}, "given: none"),
-        ({"num_inference_steps": 3, "sigmas": [1.0, 0.5]}, r"len\(sigmas\)=2"),
+        ({"num_inference_steps": 3, "sigmas": [1.0, 0.5]}, "given: 2, 3"),
         ({"num_inference_steps": 0}, "at least 1"),
         ({"sigmas": [0.5, 1.0]}, "not ascend"),
         ({"sigmas": [1.0, 0.0]}, "above 0"),

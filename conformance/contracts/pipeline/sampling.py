@@ -139,10 +139,11 @@ def _count_calls(thing: Any, method: str) -> list[bool]:
 
 def _override(thing: Any, **attributes: Any) -> None:
     """Give an object attributes of its own, also in place of properties."""
-    kept = {
-        name: property(lambda self, value=value: value, lambda self, ignored: None)
-        for name, value in attributes.items()
-    }
+
+    def fixed(value: Any) -> property:
+        return property(lambda self: value, lambda self, ignored: None)
+
+    kept = {name: fixed(value) for name, value in attributes.items()}
     thing.__class__ = type(type(thing).__name__, (type(thing),), kept)
     for name in attributes:
         vars(thing).pop(name, None)

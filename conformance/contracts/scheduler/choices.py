@@ -85,6 +85,31 @@ def options_have_an_effect(subject: SchedulerUnderTest, given: Given) -> None:
         raise Violation(f"accepted, but without an effect in any combination that was tried: {'; '.join(silent)}")
 
 
+def idle_numbers_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
+    """A class that refuses a number because it has no effect, and says so, keeps to that: with every option, each number
+    in the options, moved away from its default, changes a run or is refused."""
+    require_runs(subject)
+    promised, idle = False, []
+    for context in every_option(subject):
+        plain = _fingerprint(subject, context)
+        for name, values in _numbers(subject).items() if plain is not None else ():
+            if name in NOT_IN_STEPS or _is_training_count(subject, name, values):
+                continue
+            config = {**context, name: values[1]}
+            given.note("options", config)
+            try:
+                subject.make(**config)
+            except REFUSALS as refusal:
+                promised = promised or "no effect" in str(refusal)
+            else:
+                idle += [_shown(config)] if _fingerprint(subject, config) == plain else []
+    if not promised:
+        raise NotApplicable(f"{subject.name} refuses no number for having no effect")
+    if idle:
+        rest = f"; and {len(idle) - SHOWN} more" if len(idle) > SHOWN else ""
+        raise Violation(f"accepted, but without an effect: {'; '.join(idle[:SHOWN])}{rest}")
+
+
 def unknown_values_are_refused(subject: SchedulerUnderTest, given: Given) -> None:
     """A value that an option does not know is refused with ValueError or NotImplementedError that names the option or
     the value, and no other option: when the scheduler is made, by set_timesteps, or by the first step at the latest."""
@@ -322,6 +347,7 @@ def _observe(subject: SchedulerUnderTest, config: Config) -> tuple[Any, ...] | N
 CONTRACTS = (
     Contract(option_pairs_run_or_are_refused),
     Contract(options_have_an_effect),
+    Contract(idle_numbers_are_refused),
     Contract(unknown_values_are_refused),
     Contract(unknown_options_are_refused),
 )

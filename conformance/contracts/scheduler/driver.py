@@ -197,7 +197,7 @@ class SchedulerUnderTest:
         config = config_of(scheduler)
         kind = config.get("prediction_type", None)
         if hasattr(scheduler, "precondition_outputs"):
-            output = self._before_preconditioning(scheduler, x, x0, b)
+            output = self._before_preconditioning(scheduler, x / a, x0, b / a)
         elif kind is None and hasattr(scheduler, "get_scalings_for_boundary_condition"):
             skip, out = scheduler.get_scalings_for_boundary_condition(torch.tensor(b, dtype=x.dtype))
             output = (x0 - skip * x) / out  # consistency models: skip·x + out·F = x_0

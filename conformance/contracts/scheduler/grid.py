@@ -30,7 +30,7 @@ SHORT_CHAIN = 40
 
 GRID_OPTIONS = ("timestep_spacing", "steps_offset", "skip_prk_steps", "final_sigmas_type", "interpolation_type",
                 "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_flow_sigmas", "sigma_schedule",
-                "use_lu_lambdas", "shift", "flow_shift", "rescale_betas_zero_snr")  # fmt: skip
+                "use_lu_lambdas", "shift", "flow_shift", "shift_terminal", "rescale_betas_zero_snr")  # fmt: skip
 """Options that change the list of timesteps or levels."""
 
 ROUNDING = 1e-4
@@ -224,7 +224,8 @@ def _require_honoured(subject: SchedulerUnderTest, config: dict[str, Any]) -> No
 
 def explicit_sigmas_are_honoured(subject: SchedulerUnderTest, given: Given) -> None:
     """`set_timesteps(sigmas=…)` visits exactly these; with the levels of the default grid, a run is the same. It takes
-    them, if not as the class is given, then with another option."""
+    them, if not as the class is given, then with another option. Where levels may be repeated, a run goes on
+    with finite numbers."""
     _require_takes(subject, "sigmas")
     require_runs(subject)
     default = subject.prepared(STEPS)
@@ -253,6 +254,19 @@ def explicit_sigmas_are_honoured(subject: SchedulerUnderTest, given: Given) -> N
     )
     for index, sample in enumerate(full_run(subject, scheduler, 1).samples):
         require_finite(sample, "the sample", step=index)
+    for config in single_options(subject):
+        given.note("options", config)
+        own = subject.prepared(STEPS, **config).sigmas.tolist()[: len(sigmas)]
+        _require_repeats(subject, config, [*own[:2], own[1], *own[1:], *end])
+
+
+def _require_repeats(subject: SchedulerUnderTest, config: dict[str, Any], sigmas: list[float]) -> None:
+    try:
+        scheduler = _with_list(subject, config, sigmas=sigmas)
+    except NotApplicable:
+        return
+    for index, sample in enumerate(full_run(subject, scheduler, 1).samples):
+        require_finite(sample, f"the sample of a run over repeated levels with {config}", step=index)
 
 
 def unusable_timesteps_are_refused(subject: SchedulerUnderTest, given: Given) -> None:

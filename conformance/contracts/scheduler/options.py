@@ -39,6 +39,8 @@ FLOWS = {
     "flow_grid": ("published", "shifted_once", "sd3.5", "flux"),
     "network_time": ("timestep", "sigma"),
     "derivative": ("velocity", "denoised"),
+    "shift_terminal": (None, 0.1),
+    "time_dtype": ("float32", "float16", "bfloat16"),
 }
 """Options of samplers of flows, with their values."""
 
@@ -90,7 +92,6 @@ BY_CLASS: dict[str, dict[str, tuple[Any, ...]]] = {
         "solver": ("heun", "euler"),
         "discretization": ("edm", "vp", "ve", "iddpm"),
         "preconditioning": ("edm", "vp", "ve", "iddpm"),
-        "scaling": ("none", "vp"),
     },
     "EDMEulerScheduler": {"initial_scale": ("published", "first_sigma")},
     "EDMHeunScheduler": {"preconditioning": ("edm", "vp", "ve", "iddpm")},

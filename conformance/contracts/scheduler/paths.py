@@ -99,11 +99,12 @@ def noise_samplers_are_asked(subject: SchedulerUnderTest, given: Given) -> None:
     _run(scheduler, x, generator=torch.Generator().manual_seed(0))
     if asked:
         raise Violation("a noise sampler outlives the run for which it was given")
-    for what, options in {
+    refused: dict[str, dict[str, Any]] = {
         "a noise sampler of another shape": {"noise_sampler": lambda sigma, sigma_next: torch.ones(1)},
         "a noise sampler together with a generator": {"noise_sampler": sampler, "generator": torch.Generator()},
         "a noise sampler together with noise": {"noise_sampler": sampler, "variance_noise": x},
-    }.items():
+    }
+    for what, options in refused.items():
         _require_refused(_prepared(subject, None, FINE), what, x, **options)
 
 
