@@ -96,9 +96,9 @@ class DPMPP2SAncestralScheduler(SigmaScheduler):
         for i, (first, last, end) in enumerate(zip(firsts, lasts, ends, strict=True)):
             draws = bool(sigmas[i + 1] > 0)
             only = bool(is_euler[i])
-            plan.append(Evaluation(sigmas[i], _Step(*first, *end, False, draws and only), level=i))
+            plan.append(Evaluation(sigmas[i], _Step(*(*first, *end, False, draws and only)), level=i))
             if not only:
-                second = _Step(*last, *end, True, draws)
+                second = _Step(*(*last, *end, True, draws))
                 plan.append(Evaluation(middle[i].to(sigmas.dtype), second, begins=False))
         return plan
 
