@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -30,6 +31,7 @@ CHANGES = (
     "the networks, einops and PIL stubbed",
     "latents are float32 where the scripts have bfloat16, and not packed into tokens",
 )
+BFLOAT16_TIME = ("the network's time is bfloat16, as it is with the latents of the scripts",)
 LIFTED = ("what denoise is given is float32, and handed to it as float64",)
 
 
@@ -46,11 +48,13 @@ class Schedule:
 
     tokens: number of image tokens; None for schnell, whose levels are not shifted.
     strength: of image-to-image; None for text-to-image.
+    half: with the network's time in bfloat16, as the scripts have it.
     """
 
     steps: int
     tokens: int | None
     strength: float | None = None
+    half: bool = False
     options: dict[str, float] = field(default_factory=dict)
 
     def levels(self, code: SimpleNamespace) -> list[float]:
@@ -75,20 +79,24 @@ def run(
     def model(img: torch.Tensor, timesteps: torch.Tensor, **_: Any) -> torch.Tensor:
         return network(img, timesteps)
 
-    final = code.sampling.denoise(
-        model, img=img.to(dtype), img_ids=nothing, txt=nothing, txt_ids=nothing, vec=nothing, timesteps=levels
-    )
+    full = torch.full
+    in_half = patch.object(torch, "full", lambda shape, value, **_: full(shape, value, dtype=torch.bfloat16))
+    with in_half if schedule.half else nullcontext():
+        final = code.sampling.denoise(
+            model, img=img.to(dtype), img_ids=nothing, txt=nothing, txt_ids=nothing, vec=nothing, timesteps=levels
+        )
     return Run(final, None, {"sigmas": torch.tensor(levels)})
 
 
 def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """1 to many steps; shifted by image size, by other ends, and not; from noise and from an image."""
-    for steps, tokens in ((1, 256), (2, 4096), (3, 1024), (28, 4096), (50, 16)):
+    for steps, tokens in ((1, 256), (2, 4096), (3, 1024), (28, 4096), (25, 16)):
         yield _case(code, Schedule(steps, tokens))
     yield _case(code, Schedule(4, None))
     yield _case(code, Schedule(8, 1500, options={"base_shift": 0.3, "max_shift": 1.6}))
     yield _case(code, Schedule(9, 1024, strength=0.75))
     yield _case(code, Schedule(5, None, strength=0.35))
+    yield _case(code, Schedule(6, 1024, half=True))
 
 
 def _case(code: SimpleNamespace, schedule: Schedule) -> SchedulerCase:
@@ -102,7 +110,7 @@ def _case(code: SimpleNamespace, schedule: Schedule) -> SchedulerCase:
     if schedule.strength is not None:
         request["strength"] = schedule.strength
     return SchedulerCase(
-        name=f"{name}{shift}-{steps}{start}",
+        name=f"{name}{shift}-{steps}{start}{'-bfloat16' if schedule.half else ''}",
         title=f"Euler, {steps} steps, " + ("not shifted" if tokens is None else f"shifted for {tokens} image tokens"),
         location="equation 23",
         cls="FlowMatchEulerDiscreteScheduler",
@@ -110,6 +118,7 @@ def _case(code: SimpleNamespace, schedule: Schedule) -> SchedulerCase:
             "flow_grid": "flux",
             "network_time": "sigma",
             "use_dynamic_shifting": tokens is not None,
+            **({"time_dtype": "bfloat16"} if schedule.half else {}),
             **schedule.options,
         },
         set_timesteps=request,
@@ -118,6 +127,6 @@ def _case(code: SimpleNamespace, schedule: Schedule) -> SchedulerCase:
         functions=tuple(f"src/flux/sampling.py:{name}" for name in ("get_schedule", "time_shift", "denoise")),
         shape=case_shape(steps),
         seed=steps,
-        changes=CHANGES,
+        changes=(*CHANGES, *BFLOAT16_TIME) if schedule.half else CHANGES,
         lifted=LIFTED,
     )

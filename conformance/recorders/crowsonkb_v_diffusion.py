@@ -107,7 +107,7 @@ def cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
 ROWS: tuple[tuple[str, int, float], ...] = (
     ("ddpm", 7, 1.0),
     ("spliced_ddpm_cosine", 10, 1.0),
-    ("spliced_ddpm_cosine", 50, 1.0),
+    ("spliced_ddpm_cosine", 33, 1.0),
     ("log", 5, 0.9),
     ("spliced_ddpm_cosine", 9, 0.9),
 )

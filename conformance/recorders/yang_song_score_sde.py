@@ -225,24 +225,24 @@ def sampler_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:
     """
     reverse, ancestral, euler = "reverse_diffusion", "ancestral_sampling", "euler_maruyama"
     case = partial(_case, code)
-    yield case("VESDE", 9, {**VE, "sigma_max": 1348.0}, reverse, "langevin", n_steps=2, snr=0.1, denoise=False)
+    yield case("VESDE", 6, {**VE, "sigma_max": 1348.0}, reverse, "langevin", n_steps=2, snr=0.1, denoise=False)
     yield case("VESDE", 1, {**VE, "sigma_min": 5.0}, reverse, shape=(3, 1, 2, 2))
-    yield case("VESDE", 10, VE, reverse, probability_flow=True)
-    yield case("VESDE", 7, VE, ancestral, "langevin", shape=(3, 2, 2, 2))
+    yield case("VESDE", 9, VE, reverse, probability_flow=True)
+    yield case("VESDE", 9, VE, ancestral, "langevin", shape=(3, 2, 2, 2))
     yield case("VESDE", 6, {**VE, "sigma_max": 2.0}, ancestral, continuous=False, denoise=False)
-    yield case("VESDE", 8, VE, euler)
+    yield case("VESDE", 9, VE, euler)
     yield case("VESDE", 4, {"sigma_min": 0.05, "sigma_max": 2.0}, euler, "ald", continuous=False, snr=0.3)
     yield case("VESDE", 5, VE, "none", "langevin", n_steps=2)
-    yield case("VESDE", 100, VE, reverse, "langevin")
+    yield case("VESDE", 17, VE, reverse, "langevin")
     yield case("VPSDE", 10, VP, euler)
     yield case("VPSDE", 20, VP, reverse, "langevin")
     yield case("VPSDE", 7, MILD, reverse, probability_flow=True, continuous=False)
     yield case("VPSDE", 6, MILD, ancestral, "ald", n_steps=2, snr=0.3, denoise=False)
-    yield case("VPSDE", 40, VP, ancestral, continuous=False)
+    yield case("VPSDE", 14, MILD, ancestral, continuous=False)
     yield case("VPSDE", 6, {"beta_min": 2.0, "beta_max": 2.0}, euler, "langevin", continuous=False)
     yield case("subVPSDE", 10, VP, euler, denoise=False)
     yield case("subVPSDE", 2, VP, reverse, eps=0.02)
-    yield case("subVPSDE", 12, MILD, reverse, probability_flow=True)
+    yield case("subVPSDE", 10, MILD, reverse, probability_flow=True)
 
 
 def ode_cases(code: SimpleNamespace) -> Iterator[SchedulerCase]:

@@ -195,7 +195,8 @@ class DPMSolverSinglestepScheduler(SolverScheduler):
         begin = 0
         for order in orders:
             visited = lambdas[begin : begin + order + 1]
-            if len(set(visited[:-1])) < order:  # Levels repeat: no derivative can be taken between them.
+            # No derivative can be taken where levels repeat, or from one without signal.
+            if len(set(visited[:-1])) < order or visited[0] == -float("inf"):
                 self._steps += [1] * order
             elif visited[-1] == float("inf") and order > 1:  # Nothing is a fraction of an infinite step.
                 self._steps += [order - 1, 1]

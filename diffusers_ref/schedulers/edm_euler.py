@@ -104,6 +104,8 @@ class EDMEulerScheduler(PreconditionedScheduler):
         self._sigma_schedule = choose(SigmaSchedule, "sigma_schedule", sigma_schedule)
         self._final = choose(FinalSigma, "final_sigmas_type", final_sigmas_type)
         self._initial_scale = choose(InitialScale, "initial_scale", initial_scale)
+        if self._sigma_schedule is SigmaSchedule.EXPONENTIAL:
+            self._refuse(("rho",), f"sigma_schedule={sigma_schedule!r}")
         allowed = (PredictionType.EPSILON, PredictionType.V_PREDICTION)
         kind = choose(PredictionType, "prediction_type", prediction_type, allowed=allowed)
         self._preconditioner = EDMPreconditioner(sigma_data, 1.0 if kind is PredictionType.EPSILON else -1.0)

@@ -161,7 +161,7 @@ class FlowScheduler(SchedulerMixin):
                 raise ValueError("use_dynamic_shifting needs mu or image_seq_len: give set_timesteps one of them")
             mu = self.mu_of(image_seq_len)
         begin = int(count * (1 - strength))
-        if not 0 <= begin < count:
+        if not 0 < strength <= 1 or begin == count:
             raise ValueError(f"strength={strength} leaves none of {count} steps; allowed: above 0, at most 1")
 
         given = None if timesteps is None else _numbers("timesteps", timesteps).astype(np.float32)

@@ -62,7 +62,7 @@ def solver_grid(
     table: (T,) float32, σ/α of every training timestep. Exactly one of these is given:
     num_inference_steps: n, at least 1.
     timesteps: the visited training timesteps, not ascending, where no option chooses other levels than theirs.
-    sigmas: the visited σ/α (of a flow σ), descending and positive, where no option does.
+    sigmas: the visited σ/α (of a flow σ, at most 1), descending and positive, where no option does.
     mu: the shift of a flow is exp(mu) instead of `flow_shift`; needs `use_dynamic_shifting`.
 
     Raises ValueError that says what was given and what is allowed.
@@ -81,7 +81,7 @@ def solver_grid(
         times = _checked_times(timesteps, len(table))
         visited = table[times].astype(np.float64)
     elif sigmas is not None:
-        visited = _checked_sigmas(sigmas)
+        visited = _checked_sigmas(sigmas, most=1.0 if chosen else math.inf)
         times = _flow_times(visited, len(table)) if chosen else _nearest_times(table, visited)
     elif chosen == "use_flow_sigmas":
         visited = _flow(_count(num_inference_steps), len(table), shift)
@@ -159,11 +159,13 @@ def _checked_times(timesteps: Sequence[int], total: int) -> list[int]:
     return times
 
 
-def _checked_sigmas(sigmas: Sequence[float]) -> np.ndarray:
+def _checked_sigmas(sigmas: Sequence[float], most: float) -> np.ndarray:
     visited = np.array([float(sigma) for sigma in sigmas])
-    if not len(visited) or not (np.isfinite(visited) & (visited > 0)).all() or (np.diff(visited) > 0).any():
+    in_range = np.isfinite(visited) & (visited > 0) & (visited <= most)
+    if not len(visited) or not in_range.all() or (np.diff(visited) > 0).any():
         raise ValueError(
             f"sigmas {visited.tolist()} are not allowed; at least one, all positive, none larger than before"
+            + (", and of a flow at most 1" if most == 1.0 else "")
         )
     return visited
 

@@ -11,6 +11,7 @@ from diffusers_ref import (
     DDIMScheduler,
     DDPMScheduler,
     DPMPP2MSDEScheduler,
+    EDMAblationScheduler,
     EDMEulerScheduler,
     PNDMScheduler,
     ScoreSdeOdeScheduler,
@@ -310,6 +311,11 @@ class OtherTrainingList(EDMEulerScheduler):
         self.init_noise_sigma = 1.0
 
 
+class IgnoresRho(EDMAblationScheduler):
+    def _refuse(self, names: Any, where: str) -> None:
+        super()._refuse([name for name in names if name != "rho"], where)
+
+
 class KarrasOnly(EDMEulerScheduler):
     def set_timesteps(self, *arguments: Any, **options: Any) -> None:
         if self.config.sigma_schedule != "karras":
@@ -404,7 +410,7 @@ FAULTS: dict[str, tuple[type, str]] = {
     "unknown_options_are_refused": (AnythingGoes, "no_such_option"),
     "config_round_trips": (Forgetful, "clip_sample is True instead of False"),
     "overrides_win": (Stubborn, "instead of"),
-    "borrowed_config_brings_only_choices": (Borrower, "set_alpha_to_one is False instead of True"),
+    "borrowed_config_brings_only_choices": (Borrower, "made from the configuration of"),
     "defaults_are_the_published": (OtherDefault, "the default of step: eta is 0.1 instead of 0.0"),
     "further_options_are_saved_if_chosen": (WritesEverything, "coefficients=None, which was not chosen"),
     "unusable_step_counts_are_refused": (AnyCount, "set_timesteps(0) is accepted"),
@@ -417,6 +423,7 @@ FAULTS: dict[str, tuple[type, str]] = {
     "inputs_are_scaled_for_the_expected_entry": (ScalesIfTold, "without the timestep"),
     "preconditioning_is_the_published": (SignOfVelocities, "D at σ=80"),
     "training_list_is_that_of_a_run": (OtherTrainingList, "init_noise_sigma before set_timesteps"),
+    "idle_numbers_are_refused": (IgnoresRho, "discretization='vp', rho=10.5"),
     "published_values_are_taken": (KarrasOnly, "sigma_schedule='exponential' does not run"),
     "precision_follows_the_schedule": (OnePrecision, "instead of 'float32_cumprod'"),
     "runs_begin_without_signal": (NeedsSignal, "the first level has no signal"),

@@ -231,6 +231,18 @@ def test_repeated_times_are_no_step(name: str) -> None:
         assert difference(found, run(once, start())) < 1e-6
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_flow_may_begin_without_signal(name: str, order: int) -> None:
+    scheduler = make(name, use_flow_sigmas=True, prediction_type="flow_prediction", solver_order=order)
+    scheduler.set_timesteps(sigmas=[1.0, 0.8, 0.6, 0.4, 0.3, 0.1])
+    x0, noise = 0.5 * torch.sin(start()), start()
+    x = noise
+    for t in scheduler.timesteps:
+        x = scheduler.step(noise - x0, t, x).prev_sample
+    assert difference(x, x0) < 1e-5
+
+
 def test_the_adaptive_sampler_tells_its_times_one_by_one() -> None:
     tight, loose = (DPMSolverAdaptiveScheduler(log_snr="linear", rtol=rtol) for rtol in (0.01, 0.2))
     results = []
@@ -284,6 +296,7 @@ def test_options_that_mean_nothing_are_refused(name: str, options: dict[str, Any
         ({}, {"num_inference_steps": 4, "t_end": 0.1}, "need log_snr"),
         ({}, {"timesteps": [10, 20]}, "none larger"),
         ({}, {"sigmas": [1.0, math.nan]}, "positive"),
+        ({"use_flow_sigmas": True}, {"sigmas": [1.5, 0.5]}, "at most 1"),
         ({"timestep_spacing": "leading"}, {"num_inference_steps": 1000}, "fewer steps"),
         ({"use_karras_sigmas": True}, {"timesteps": [20, 10]}, "use_karras_sigmas"),
         (ORIGINAL, {"num_inference_steps": 4, "t_end": 1e-4}, "out of range"),

@@ -40,7 +40,6 @@ FLOWS = {
     "network_time": ("timestep", "sigma"),
     "derivative": ("velocity", "denoised"),
     "shift_terminal": (None, 0.1),
-    "time_dtype": ("float32", "float16", "bfloat16"),
 }
 """Options of samplers of flows, with their values."""
 
