@@ -114,7 +114,9 @@ def test_a_class_that_is_not_there_is_a_usage_error() -> None:
     result = CliRunner().invoke(app, ["check", "diffusers_ref", "--only", "NoScheduler"])
 
     assert result.exit_code == 2
-    assert "has no class 'NoScheduler' to check; it has: DDIMScheduler" in result.stderr
+    assert (
+        "has no class 'NoScheduler' to check; it has: CMStochasticIterativeScheduler, DDIMScheduler, " in result.stderr
+    )
 
 
 def test_a_class_that_cannot_be_made_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,8 +73,8 @@ FAULTS = [
     method(DDPM, DDPM_OPTIONS, "a table shown in float32", "ddpm/cifar-linear-fixedsmall-eps-2",
            "alphas_cumprod = property(lambda self: self._table.alphas_cumprod.float())", "dtype of a table",
            "alphas_cumprod is float32, the original's float64"),
-    Fault("a sum that cancels", DDIM, "ddim/ddim-uniform-2-eta-1", "(x - c.sqrt_one_minus_abar * output) / c.sqrt_abar",
-          "((x + 1e2) - c.sqrt_one_minus_abar * output - 1e2) / c.sqrt_abar", "order of operations", "loses digits"),
+    Fault("a sum that cancels", DDIM, "ddim/ddim-uniform-2-eta-1", "(x - c.sqrt_one_minus_abar * epsilon) / c.sqrt_abar",
+          "((x + 1e2) - c.sqrt_one_minus_abar * epsilon - 1e2) / c.sqrt_abar", "order of operations", "loses digits"),
     Fault("the clip left out", DDIM, "improved-diffusion/ddim-fixed-large-3-eta-0.3",
           "limited = limit_x0(x0, self.config)", "limited = x0", "clipping order", "x_0 is not clipped"),
     Fault("the clip left out of DDPM", DDPM, "ddpm/cifar-linear-fixedlarge-eps-7",
@@ -296,7 +296,7 @@ def test_a_folder_that_is_missing_is_said_before_anything_runs() -> None:
 
 
 def test_no_hint_is_said_in_words() -> None:
-    faulty = planted(DDIM, "(x - c.sqrt_one_minus_abar * output)", "(x + c.sqrt_one_minus_abar * output)")
+    faulty = planted(DDIM, "(x - c.sqrt_one_minus_abar * epsilon)", "(x + c.sqrt_one_minus_abar * epsilon)")
     with patch("conformance.implementations.open_implementation", lambda *named: WithScheduler(faulty)):
         result = CliRunner().invoke(app, ["explain", "ddim/ddim-uniform-2-eta-0"])
 

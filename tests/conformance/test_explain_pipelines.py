@@ -165,7 +165,9 @@ def explained(old: str, new: str, *causes: str) -> Explanation:
 
 
 def test_eta_that_is_not_handed_on() -> None:
-    found = explained("generator=generator, **step_options)", "generator=generator)", "order of operations", "eta")
+    found = explained(
+        '{**step_options, "generator": generator}', '{"generator": generator}', "order of operations", "eta"
+    )
 
     assert found.causes == ["eta"]
     assert found.hints[0].statement == "the steps are not given η = 0.5"

@@ -27,7 +27,7 @@ FAULTS = [
     (lcm, "the published grid", "lcm/4-of-50",
      "origin[:: len(origin) // count][:count]", "origin[1 :: len(origin) // count][:count]", ("timesteps", 0)),
     (lcm, "no draw in the last step", "lcm/4-of-50-from-0.8",
-     "(self.config.final_draw and len(coefficients) > 1)", "False", None),
+     "(self.config.final_draw and index > 0)", "False", None),
     (lcm, "the level of the timestep itself", "lcm/6-of-50-linear-v",
      "signal.roll(-1), noise.roll(-1)", "signal, noise", ("step", 0)),
     (consistency, "noise of the next level alone", "consistency-models/multistep-40-ts-0-22-39",
