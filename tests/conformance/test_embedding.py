@@ -195,8 +195,8 @@ def test_without_a_module_a_divergence_says_what_was_used(case: str) -> None:
 def stored() -> list[Fixture]:
     library = open_library()
     found = [library.get(name) for name in library.ids() if "/network-" in name or "/pipeline-" in name]
-    # Score SDE's networks are given Fourier features of log σ, whose frequencies go up to 2π · 50, or times of a sampler
-    # that amplifies rounding; what is said here is about sinusoidal embeddings of timesteps.
+    # Not score SDE's, which are given Fourier features of log σ, with frequencies up to 2π · 50, or the times of a
+    # sampler that amplifies rounding: what is said here is about sinusoidal embeddings of timesteps.
     return [f for f in found if f.manifest.tier == "default" and not f.id.startswith("score-sde/")]
 
 
