@@ -302,6 +302,8 @@ FURTHER = (
 )  # fmt: skip
 PLAIN = (
     ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 7),
+    ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 11),
+    ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 13),
     ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 9),
     ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", False, "linear", 20),
     ("multistep", "dpmsolver++", 2, "time_uniform", "dpmsolver", True, False, "noise", True, "linear", 20),
