@@ -47,7 +47,8 @@ def take(implementation: Implementation, settings: Settings, select: Sequence[st
     """Run fixtures and freshly planned probes, and keep everything that comes out.
 
     Args:
-        select: systems, case patterns, scheduler classes, or `probe`; nothing selects all.
+        select: systems, case patterns, scheduler classes, or `probe`; nothing selects all samplers. Networks and
+            pipelines are gated where they are named.
         workers: processes to run in.
 
     Raises:
@@ -119,6 +120,10 @@ class _Task:
 
     fixture: str = ""
     cls: str = ""
+
+
+def _is_network(name: str) -> bool:
+    return "/network-" in name or "/pipeline-" in name
 
 
 def _slowest_first(fixtures: Sequence[str]) -> list[str]:
@@ -195,7 +200,8 @@ def _fixtures(library: Library, patterns: list[str], select: Sequence[str]) -> l
     if select and not patterns:
         return []
     try:
-        return library.select(patterns, TIER)
+        found = library.select(patterns, TIER)
+        return found if patterns else [name for name in found if not _is_network(name)]
     except ConformanceError as error:
         raise ConformanceError(f"{error}; nor does it name scheduler classes (probe/<class>)") from None
 
